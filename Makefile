@@ -1,0 +1,46 @@
+# On a machine with Python 3.11+ and make: `make demo` or `make test`, nothing else first.
+# TORCH_OPTIONS goes to the pip that installs torch, for instance an index of CPU builds.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_OPTIONS ?=
+BIN := $(VENV)/bin
+DEMO := demo_output
+DEMO_EPOCHS ?= 10
+
+.PHONY: demo test test-slow lint format clean
+
+$(VENV)/.runtime: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_OPTIONS) torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.development: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
+	touch $@
+
+demo: $(VENV)/.runtime
+	$(BIN)/adl-monai train data_manifests/demo_real.json -o $(DEMO)/run --overwrite --epochs $(DEMO_EPOCHS) --set val_interval=5
+	$(BIN)/adl-monai evaluate data_manifests/demo_real.json --model $(DEMO)/run -o $(DEMO)/metrics.json --overwrite
+	$(BIN)/adl-monai infer "$$($(BIN)/python -c 'import pathlib, nibabel; print(pathlib.Path(nibabel.__file__).parent / "tests/data/anatomical.nii")')" \
+		--model $(DEMO)/run -o $(DEMO) --preview --overwrite
+	@echo "The denoised scan, its picture and the figures are in $(DEMO):"
+	@ls $(DEMO)
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.development
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.development
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info

@@ -1,0 +1,233 @@
+"""Find a MONAI bundle, apply overrides, hand out its parts. The only file that knows the bundles' config ids.
+
+A bundle's configs run Python (``$`` expressions, ``_target_`` names). The bundles inside this package are trusted; a
+model folder from elsewhere is data: of its ``inference.json`` only plain values are read (network arguments, tile,
+percentiles), checked, and laid over the shipped bundle of the same kind. Its weights load with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adl_monai.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigWorkflow
+
+    from adl_monai.inferers import TiledInferer
+
+NETWORK_TARGET = "adl_monai.networks.EfficientUNet"
+PLAIN_KEYS = ("tile", "overlap", "intensity_percentiles")
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A model ready to denoise: what ``inference.json`` describes, built once."""
+
+    name: str
+    spatial_dims: int
+    device: torch.device
+    network: torch.nn.Module
+    inferer: TiledInferer
+    preprocessing: Any
+    postprocessing: Any
+    percentiles: tuple[float, float]
+
+
+def shipped_bundles() -> dict[str, Path]:
+    """The bundles inside the package, by name."""
+    root = Path(str(resources.files("adl_monai.pipelines")))
+    return {path.parent.parent.name: path.parent.parent for path in sorted(root.glob("*/configs/metadata.json"))}
+
+
+def shipped_bundle(spatial_dims: int) -> Path:
+    """The shipped bundle for 2D or 3D networks."""
+    return shipped_bundles()[f"adl_denoise_{spatial_dims}d"]
+
+
+def find_bundle(model: str | Path | None) -> Path:
+    """The folder of a bundle that has weights.
+
+    Args:
+        model: The name of a shipped bundle, a bundle folder, a training run's folder, or the ``model.pt`` inside a
+            bundle. None takes the first shipped bundle that has weights.
+
+    Raises:
+        ModelError: If there is no such bundle, or it has no weights.
+    """
+    shipped = shipped_bundles()
+    if model is None:
+        for root in shipped.values():
+            if (root / "models" / "model.pt").is_file():
+                return root
+        raise ModelError(
+            "no model was given and none ships with this version yet. Train one (adl-monai train manifest.json -o run) "
+            "and pass it with --model run."
+        )
+    if str(model) in shipped and not Path(model).exists():
+        root = shipped[str(model)]
+    else:
+        path = Path(model).expanduser().resolve()
+        if path.is_file():
+            path = path.parent.parent
+        candidates = (path, path / "bundle")
+        root = next((c for c in candidates if (c / "configs" / "inference.json").is_file()), path)
+        if not (root / "configs" / "inference.json").is_file():
+            raise ModelError(
+                f"model {str(model)!r} is neither a shipped model ({', '.join(shipped)}) nor a bundle folder, a run "
+                "folder or a bundle's models/model.pt: there is no configs/inference.json. Pass the folder that "
+                "adl-monai train wrote."
+            )
+    if not (root / "models" / "model.pt").is_file():
+        raise ModelError(f"bundle {root} has no weights (models/model.pt); train it first with adl-monai train.")
+    return root
+
+
+def open_workflow(root: Path, configs: tuple[str, ...], kind: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:
+    """A trusted bundle's workflow, with overrides, not yet initialised.
+
+    Args:
+        root: Bundle folder. Its configs are run as code: pass shipped ones only.
+        configs: Config names without suffix; later ones override earlier ones.
+        kind: ``train`` or ``infer``.
+        overrides: Config ids and their values; strings starting with ``$`` are code here too.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    quiet_monai()
+    folder = root / "configs"
+    files = [str(folder / f"{name}.json") for name in configs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ConfigWorkflow(
+            config_file=files,
+            meta_file=str(folder / "metadata.json"),
+            logging_file=False,  # type: ignore[arg-type]
+            workflow_type=kind,
+            bundle_root=str(root),
+            **dict(overrides),
+        )
+
+
+def inference_overrides(root: Path) -> tuple[Path, dict[str, Any]]:
+    """What to run for a model: a trusted bundle, and the plain values of the model's own config laid over it.
+
+    Raises:
+        ModelError: If the config cannot be read, names another network class, or holds anything but plain values.
+    """
+    if root in shipped_bundles().values():
+        return root, {}
+    path = root / "configs" / "inference.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}); pass the folder of a complete bundle.") from error
+    network = config.get("network_def", {}) if isinstance(config, dict) else {}
+    if not isinstance(network, dict) or network.get("_target_") != NETWORK_TARGET:
+        raise ModelError(f"{path}: network_def must name {NETWORK_TARGET}; this program runs no other network.")
+    overrides: dict[str, Any] = {"network_def": {**network, "multi_scale": False}}
+    overrides.update({key: config[key] for key in PLAIN_KEYS if key in config})
+    _refuse_code({key: value for key, value in overrides["network_def"].items() if key != "_target_"}, path)
+    _refuse_code({key: overrides[key] for key in PLAIN_KEYS if key in overrides}, path)
+    if network.get("spatial_dims") not in (2, 3):
+        raise ModelError(f"{path}: network_def#spatial_dims is {network.get('spatial_dims')!r}, expected 2 or 3.")
+    overrides["checkpoint"] = str(root / "models" / "model.pt")
+    return shipped_bundle(network["spatial_dims"]), overrides
+
+
+def load_denoiser(
+    model: str | Path | None, *, device: str = "auto", precision: str = "auto", **values: Any
+) -> Denoiser:
+    """Build a model's parts from its bundle's ``inference.json`` and load its weights.
+
+    Args:
+        model: See ``find_bundle``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        **values: Further values of ``inference.json`` (``strength``, ``overwrite``, ...).
+
+    Raises:
+        ModelError: If there is no such model or its weights do not fit its network.
+    """
+    import torch
+
+    root = find_bundle(model)
+    trusted, overrides = inference_overrides(root)
+    overrides.update({"device#name": device, "precision": precision, **values})
+    workflow = open_workflow(trusted, ("inference",), "infer", overrides)
+    workflow.initialize()
+    parser = workflow.parser
+    network = parser.get_parsed_content("network")
+    weights = root / "models" / "model.pt"
+    try:
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise ModelError(f"weights {weights} do not load into the bundle's network ({_first_line(error)}).") from error
+    network.eval()
+    lower, upper = parser.get_parsed_content("intensity_percentiles")
+    return Denoiser(
+        name=root.parent.name if root.name == "bundle" else root.name,
+        spatial_dims=parser.get_parsed_content("network_def#spatial_dims"),
+        device=parser.get_parsed_content("device"),
+        network=network,
+        inferer=parser.get_parsed_content("inferer"),
+        preprocessing=parser.get_parsed_content("preprocessing"),
+        postprocessing=parser.get_parsed_content("postprocessing"),
+        percentiles=(float(lower), float(upper)),
+    )
+
+
+def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Copy a shipped bundle's files (without weights), with the network and plain values of one training run.
+
+    Args:
+        source: Shipped bundle.
+        target: Folder to write; existing config files in it are replaced.
+        network_def: Arguments of the trained network, ``_target_`` included.
+        values: Of ``PLAIN_KEYS``, those that the run changed.
+    """
+    for path in source.rglob("*"):
+        relative = path.relative_to(source)
+        if path.is_file() and relative.parts[0] != "models" and "__pycache__" not in relative.parts:
+            destination = target / relative
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            destination.write_bytes(path.read_bytes())
+    (target / "models").mkdir(parents=True, exist_ok=True)
+    for name, multi_scale in (("inference", False), ("train", True)):
+        path = target / "configs" / f"{name}.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["network_def"] = {**network_def, "multi_scale": multi_scale}
+        config.update({key: value for key, value in values.items() if key in config})
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def quiet_monai() -> None:
+    """Keep MONAI's and ignite's own log lines out of the user's sight; ours and all errors stay."""
+    for name in ("monai", "ignite", "ADLTrainer", "SupervisedEvaluator"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _refuse_code(value: Any, path: Path) -> None:
+    """Anything that MONAI's parser would run, reference or import is refused."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key.startswith("_"):
+                raise ModelError(f"{path} holds {key!r} where only plain values are read; the model is not run.")
+            _refuse_code(item, path)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_code(item, path)
+    elif isinstance(value, str) and value.startswith(("$", "@", "%")):
+        raise ModelError(f"{path} holds the expression {value!r} where only plain values are read; it is not run.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

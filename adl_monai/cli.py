@@ -1,0 +1,235 @@
+"""The command line: parses, calls one library function, prints. torch and monai are imported inside commands only."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from adl_monai.errors import AdlError
+from adl_monai.version import __version__
+
+PATH = click.Path(path_type=Path)
+DEVICE = click.option("--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
+PRECISION = click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
+)
+MODEL = click.option("--model", metavar="NAME|DIR|FILE", help="Shipped model, bundle, run folder, or model.pt.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+
+
+class Settings(click.ParamType):
+    """``KEY=VALUE``, the value a Python literal or plain text."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Split and parse."""
+        key, separator, text = str(value).partition("=")
+        if not separator or not key:
+            self.fail(f"{value!r} is not KEY=VALUE, such as max_epochs=10.", param, ctx)
+        try:
+            return key, ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return key, text
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="adl-monai")
+@click.option("--debug", is_flag=True, help="Show full tracebacks.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
+    """Denoise medical images in 2D and 3D; train denoisers on your own."""
+    ctx.obj = {"quiet": quiet}
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.ERROR if quiet else logging.WARNING)
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, type=PATH, metavar="INPUT...")
+@click.option("-o", "--output", type=PATH, metavar="OUT", help="File or folder.  [default: ./<name>_denoised.<ext>]")
+@MODEL
+@DEVICE
+@PRECISION
+@click.option("--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True, help="Of the output.")
+@click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 input, 1 denoised.")
+@OVERWRITE
+@click.option("--preview", is_flag=True, help="Also write a PNG: noisy, denoised, residual.")
+@click.pass_obj
+def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) -> None:
+    """Denoise scans: .nii, .nii.gz, .mha, .nrrd, DICOM files and series folders, PNG, TIFF, folders, manifests.
+
+    \b
+    adl-monai infer scan.nii.gz --model run
+    adl-monai infer series_folder/ -o denoised.nii.gz --model run
+    """
+    from adl_monai.stages.infer import infer as run
+
+    def report(result: Any) -> None:
+        if not settings["quiet"]:
+            clipped = f" ({result.clipped} voxels saturated)" if result.clipped else ""
+            click.echo(f"{result.output}{clipped}")
+
+    run(inputs, **options, progress=_progress(settings), report=report)
+
+
+@cli.command()
+@click.argument("manifest", type=PATH)
+@click.option("-o", "--output", "run_dir", type=PATH, default=Path("run"), show_default=True, metavar="DIR", help="Run folder.")
+@click.option("--dims", "spatial_dims", type=click.Choice(["2", "3"]), default="3", show_default=True, help="2D or 3D model.")
+@click.option("--epochs", type=click.IntRange(1), help="Length of the run.  [default: the bundle's]")
+@click.option("--batch-size", type=click.IntRange(1), help="Patches per step.  [default: the bundle's]")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the bundle's]")
+@click.option("--seed", type=click.IntRange(0), help="[default: 0]")
+@DEVICE
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--set", "settings", type=Settings(), multiple=True, help="Any value of the bundle's train.json.")
+@click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run.")
+@click.pass_obj
+def train(
+    context: dict[str, Any],
+    manifest: Path,
+    run_dir: Path,
+    spatial_dims: str,
+    epochs: int | None,
+    device: str,
+    settings: tuple[tuple[str, Any], ...],
+    resume: bool,
+    overwrite: bool,
+    **values: Any,
+) -> None:
+    """Train a denoiser on the cases of MANIFEST.
+
+    \b
+    adl-monai train manifest.json -o run
+    adl-monai train manifest.json -o run --resume
+    torchrun --nproc_per_node=2 -m adl_monai train manifest.json -o run
+    """
+    from adl_monai.stages.train import train as run
+
+    overrides = {key: value for key, value in {"max_epochs": epochs, **values}.items() if value is not None}
+    if device != "auto":
+        overrides["device#name"] = device
+    result = run(
+        manifest,
+        run_dir,
+        spatial_dims=int(spatial_dims),
+        resume=resume,
+        overwrite=overwrite,
+        overrides={**overrides, **dict(settings)},
+    )
+    if not context["quiet"] and result.main_process:
+        best = "" if result.best_epoch is None else f", best epoch {result.best_epoch}"
+        figures = "".join(f", {name} {value:.4f}" for name, value in result.metrics.items())
+        click.echo(f"{result.bundle} ({result.epochs} epochs{best}{figures})")
+
+
+@cli.command()
+@click.argument("manifest", type=PATH)
+@click.option("-o", "--output", type=PATH, default=Path("metrics.json"), show_default=True, metavar="FILE")
+@MODEL
+@click.option("--split", type=click.Choice(["training", "validation", "test"]), default="test", show_default=True)
+@click.option("--noise", default="gaussian", show_default=True, metavar="KIND", help="Added to clean cases.")
+@click.option("--sigma", "sigmas", type=float, multiple=True, help="Noise level of the range, repeatable.  [default: 25/255]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@DEVICE
+@PRECISION
+@OVERWRITE
+@click.pass_obj
+def evaluate(context: dict[str, Any], manifest: Path, sigmas: tuple[float, ...], **options: Any) -> None:
+    """Measure PSNR and SSIM before and after denoising the cases of MANIFEST."""
+    from adl_monai.stages.evaluate import evaluate as run
+
+    for row in run(manifest, sigmas=sigmas or (25 / 255,), **options):
+        if not context["quiet"]:
+            click.echo(
+                f"{row['noise']} {row['sigma']:.4f}  PSNR {row['psnr_noisy']:6.2f} -> {row['psnr']:6.2f} dB  "
+                f"SSIM {row['ssim_noisy']:.4f} -> {row['ssim']:.4f}  {Path(row['case']).name}"
+            )
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, type=PATH, metavar="[SRC]...")
+@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="The manifest to write.")
+@click.option("--clean", type=PATH, metavar="DIR", help="Clean scans of pairs; goes with --noisy.")
+@click.option("--noisy", type=PATH, metavar="DIR", help="Noisy scans of pairs, of the same names.")
+@click.option("--split", type=float, nargs=3, default=(0.8, 0.1, 0.1), show_default=True, help="Training, validation, test.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@OVERWRITE
+@click.pass_obj
+def prepare(context: dict[str, Any], sources: tuple[Path, ...], output: Path, **options: Any) -> None:
+    """Write a manifest for the scans in SRC folders, split by patient."""
+    from adl_monai.stages.prepare import prepare as run
+
+    manifest = run(sources, output, **options)
+    if not context["quiet"]:
+        counts = f"{len(manifest.training)} training, {len(manifest.validation)} validation, {len(manifest.test)} test"
+        click.echo(f"{output} ({counts})")
+
+
+@cli.command()
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, metavar="PATH", help="Folder, .ts or .onnx file.")
+@click.option(
+    "--format", "kind", type=click.Choice(["bundle", "torchscript", "onnx"]), default="bundle", show_default=True
+)
+@OVERWRITE
+@click.pass_obj
+def export(context: dict[str, Any], model: Path, **options: Any) -> None:
+    """Write a trained MODEL (run or bundle folder) for other programs."""
+    from adl_monai.stages.export import export as run
+
+    path = run(model, **options)
+    if not context["quiet"]:
+        click.echo(path)
+
+
+@cli.command()
+def info() -> None:
+    """Print versions, devices and the models at hand."""
+    from adl_monai.stages.info import info as run
+
+    click.echo(json.dumps(run(), indent=2))
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's error is one short paragraph and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv
+    try:
+        code = cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except AdlError as error:
+        if debug:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _progress(settings: dict[str, Any]) -> bool:
+    return sys.stderr.isatty() and not settings["quiet"]
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    # An exception, so that temporary files are removed on the way out.
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

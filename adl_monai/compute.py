@@ -1,0 +1,92 @@
+"""Devices, precision and memory layout: where and in which arithmetic a network runs.
+
+Both training engines and inferers use these; they import nothing else of the package but the errors.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from adl_monai.errors import UsageError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that exists here.
+
+    Args:
+        name: ``auto`` takes CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: If the named device does not exist on this machine.
+    """
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device {name!r} is not a device name; expected auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"device {name!r} is not on this machine ({torch.cuda.device_count()} CUDA devices); use cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device 'mps' is not available on this machine; use cpu.")
+    return device
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype a network's convolutions run in, or None for plain float32.
+
+    Args:
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``. ``auto`` takes bfloat16 where the hardware multiplies it
+            natively (CPUs with AVX512-BF16 or AMX, CUDA from compute capability 8.0), else float32.
+        device: Where the network runs.
+
+    Raises:
+        UsageError: For an unknown precision, or float16 on a CPU.
+    """
+    if precision == "fp32":
+        return None
+    if precision == "bf16":
+        return torch.bfloat16
+    if precision == "fp16":
+        if device.type == "cpu":
+            raise UsageError("precision fp16 is for GPUs; on a CPU use auto, bf16 or fp32.")
+        return torch.float16
+    if precision == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(device) else None
+    raise UsageError(f"precision {precision!r} is unknown; expected auto, fp32, bf16 or fp16.")
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The autocast context of ``autocast_dtype``; does nothing in float32."""
+    dtype = autocast_dtype(precision, device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def channels_last(spatial_dims: int) -> torch.memory_format:
+    """The memory format in which convolutions of 2D or 3D images run fastest."""
+    return torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+
+
+def place(network: torch.nn.Module, device: torch.device, spatial_dims: int) -> torch.nn.Module:
+    """Move a network to its device, in the memory format of ``channels_last``; returns the same module."""
+    return network.to(device=device, memory_format=channels_last(spatial_dims))  # type: ignore[call-overload]
+
+
+def unwrap(network: torch.nn.Module) -> torch.nn.Module:
+    """The network inside a ``DistributedDataParallel``, or the network itself."""
+    if isinstance(network, torch.nn.parallel.DistributedDataParallel):
+        return network.module
+    return network
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8

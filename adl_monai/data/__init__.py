@@ -1,0 +1,23 @@
+"""Scans in and out, their geometry and intensities; noise; patches."""
+
+from adl_monai.data.cases import list_cases
+from adl_monai.data.degradations import Degraded, RandDegraded
+from adl_monai.data.monai_io import SaveImageLiked, VolumeReader
+from adl_monai.data.normalization import RobustNormalized
+from adl_monai.data.patches import PatchDataset
+from adl_monai.data.transforms import BlendStrengthd, CleanAsLabeld, EnsureDepthd
+from adl_monai.data.volume import Volume
+
+__all__ = [
+    "BlendStrengthd",
+    "CleanAsLabeld",
+    "Degraded",
+    "EnsureDepthd",
+    "PatchDataset",
+    "RandDegraded",
+    "RobustNormalized",
+    "SaveImageLiked",
+    "Volume",
+    "VolumeReader",
+    "list_cases",
+]

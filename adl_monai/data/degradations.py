@@ -1,0 +1,253 @@
+"""Noise: what is added to a clean image to teach and to test the denoiser.
+
+The ``add_*`` functions are pure: clean float32 image in the normalised scale (about [0, 1], any shape, any values
+outside too), level ``sigma`` in the same scale, and a ``torch.Generator``; a new float32 image comes out, never
+clipped. For every kind, ``sigma`` is the standard deviation of the noise where the clean intensity is 1 (for Rician
+noise, of each of its two channels).
+
+Drawing is separate from applying: the transforms draw a ``Degradation`` record, and the record replays the same noise
+for ever.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_dst_type, convert_to_tensor
+
+from adl_monai.errors import UsageError
+
+# Noise below half of float32's step at intensity 1 is no noise, and its photon count of 1/sigma² would overflow.
+NEGLIGIBLE_SIGMA = 1e-8
+
+
+def add_gaussian(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Additive white Gaussian noise: ``clean + sigma·n``, n ~ N(0, 1) (the noise of arXiv 2204.14100)."""
+    return clean + sigma * _normal(clean, generator)
+
+
+def add_rician(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Magnitude MRI: ``|max(clean, 0) + sigma·n1 + i·sigma·n2|`` (Gudbjartsson and Patz, MRM 34:910, 1995).
+
+    A magnitude is never negative, so a negative clean value counts as no signal; there the mean is
+    ``sigma·sqrt(pi/2)``.
+    """
+    real = clean.clamp(min=0) + sigma * _normal(clean, generator)
+    return torch.hypot(real, sigma * _normal(clean, generator))
+
+
+def add_poisson(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Photon counting: ``P(peak·clean) / peak``, with ``peak = 1/sigma²`` counts at intensity 1 (Poisson statistics).
+
+    The variance is ``sigma²·clean`` and the mean of the noise is 0 everywhere: where the clean value is negative there
+    are no photons to count and it stays as it is.
+    """
+    if sigma < NEGLIGIBLE_SIGMA:
+        return clean.clone()
+    peak = 1.0 / sigma**2
+    signal = clean.clamp(min=0)
+    counts = torch.poisson((signal * peak).to(generator.device), generator=generator).to(clean.device)
+    return clean + (counts / peak - signal)
+
+
+def add_speckle(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Multiplicative noise, ``clean·(1 + sigma·n)``, n ~ N(0, 1) (Jain, Fundamentals of Digital Image Processing,
+    1989).
+
+    The fully developed speckle of ultrasound and OCT in its simplest form; the standard deviation is ``sigma·|clean|``.
+    """
+    return clean * (1 + sigma * _normal(clean, generator))
+
+
+def add_mixed(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Poisson and Gaussian noise of equal strength at intensity 1 (Foi et al., IEEE Trans. Image Proc. 17:1737, 2008).
+
+    The variance is ``sigma²·(clean + 1)/2``, again with mean 0.
+    """
+    part = sigma / math.sqrt(2)
+    return add_gaussian(add_poisson(clean, part, generator), part, generator)
+
+
+KINDS: Mapping[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = MappingProxyType(
+    {
+        "gaussian": add_gaussian,
+        "rician": add_rician,
+        "poisson": add_poisson,
+        "speckle": add_speckle,
+        "mixed": add_mixed,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One drawn degradation: applied twice to the same image, it gives the same noise twice.
+
+    Args:
+        kind: one of ``KINDS``.
+        sigma: noise level in the normalised scale, >= 0.
+        seed: of the noise, an unsigned 64-bit number.
+    """
+
+    kind: str
+    sigma: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        _require_kind(self.kind)
+        if not (math.isfinite(self.sigma) and self.sigma >= 0):
+            raise UsageError(
+                f"noise level sigma={self.sigma} given; expected a finite number >= 0 in the normalised scale."
+            )
+
+    def apply(self, clean: torch.Tensor) -> torch.Tensor:
+        """The noisy version of ``clean``, float32 of the same shape (and meta); ``clean`` itself is not touched."""
+        plain = clean.as_tensor() if isinstance(clean, MetaTensor) else clean
+        generator = torch.Generator().manual_seed(self.seed)
+        noisy = KINDS[self.kind](plain.to(torch.float32), self.sigma, generator)
+        return convert_to_dst_type(noisy, clean, dtype=torch.float32)[0]
+
+
+class RandDegraded(RandomizableTransform, MapTransform):
+    """Degrade a clean patch by noise of a random kind and a random, unknown level (blind training).
+
+    Cases whose ``"degrade"`` entry is false (real noisy/clean pairs, see ``CleanAsLabeld``) pass untouched. All
+    numbers are drawn from ``self.R``, so ``set_random_state`` replays them, whether or not the case is degraded.
+
+    Args:
+        keys: the one image to degrade, (C, H, W[, D]) float32 in the normalised scale.
+        kinds: names out of ``KINDS``, drawn with equal probability, or a mapping of names to weights.
+        sigma_range: the level is uniform between these two; the default is the paper's 0 to 55/255.
+        prob: share of the patches that are degraded at all.
+        record: put ``{"kind", "sigma", "seed"}`` into the case as ``"degradation"`` (kind ``"none"`` where nothing
+            was added).
+        allow_missing_keys: skip cases that do not have the key.
+
+    Raises:
+        UsageError: For unknown kinds, weights that are not a distribution, or a bad range.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        kinds: Mapping[str, float] | Sequence[str] = ("gaussian",),
+        sigma_range: Sequence[float] = (0.0, 55 / 255),
+        prob: float = 1.0,
+        record: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        _require_one_key(self.keys)
+        self.kinds, self.weights = _kinds_and_weights(kinds)
+        if len(sigma_range) != 2 or not 0 <= sigma_range[0] <= sigma_range[1] < math.inf:
+            raise UsageError(f"sigma_range {tuple(sigma_range)} given; expected (low, high) with 0 <= low <= high.")
+        self.sigma_range = (float(sigma_range[0]), float(sigma_range[1]))
+        self.record = record
+        self.degradation = Degradation(self.kinds[0], self.sigma_range[0], 0)
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to degrade, and the kind, level and seed of the noise."""
+        super().randomize(data)
+        kind = self.kinds[int(self.R.choice(len(self.kinds), p=self.weights))]
+        sigma = float(self.R.uniform(*self.sigma_range))
+        self.degradation = Degradation(kind, sigma, int(self.R.randint(2**32, dtype=np.uint32)))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the case with its image degraded, unless the case says not to."""
+        case = dict(data)
+        self.randomize()
+        wanted = self._do_transform and bool(case.get("degrade", True))
+        for key in self.key_iterator(case):
+            if wanted:
+                case[key] = self.degradation.apply(convert_to_tensor(case[key], track_meta=get_track_meta()))
+            if self.record:
+                case["degradation"] = asdict(self.degradation) if wanted else {"kind": "none", "sigma": 0.0, "seed": 0}
+        return case
+
+
+class Degraded(MapTransform):
+    """Degrade a clean case by a fixed kind and level, the same on every machine (validation and evaluation).
+
+    Each case has its own noise, which depends on ``seed`` and on the name of the case: the file and its folder, or
+    the whole specification of a synthetic volume. Cases whose ``"degrade"`` entry is false pass untouched.
+
+    Args:
+        keys: the one image to degrade, (C, H, W[, D]) float32 in the normalised scale.
+        kind: one of ``KINDS``.
+        sigma: noise level in the normalised scale.
+        seed: changes the noise of all cases.
+        allow_missing_keys: skip cases that do not have the key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        kind: str = "gaussian",
+        sigma: float = 25 / 255,
+        seed: int = 0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        _require_one_key(self.keys)
+        self.degradation = Degradation(kind, float(sigma), int(seed))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the case with its image degraded, unless the case says not to."""
+        case = dict(data)
+        if not bool(case.get("degrade", True)):
+            return case
+        for key in self.key_iterator(case):
+            image = convert_to_tensor(case[key], track_meta=get_track_meta())
+            name = image.meta.get("filename_or_obj", "") if isinstance(image, MetaTensor) else ""
+            case[key] = replace(self.degradation, seed=case_seed(self.degradation.seed, name)).apply(image)
+        return case
+
+
+def case_seed(seed: int, filename: object) -> int:
+    """Mix ``seed`` with what names a case wherever it lies: file and parent folder, or a synthetic specification."""
+    name = str(filename[0] if isinstance(filename, (list, tuple)) and filename else filename)
+    _, mark, specification = name.partition("synthetic:")
+    identity = specification if mark else "/".join([part for part in re.split(r"[\\/]+", name) if part][-2:])
+    return int(np.random.SeedSequence([seed, zlib.crc32(identity.encode())]).generate_state(1)[0])
+
+
+def _normal(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(clean.shape, generator=generator, device=generator.device, dtype=clean.dtype).to(clean.device)
+
+
+def _require_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise UsageError(f"noise kind {kind!r} is unknown; expected one of {', '.join(KINDS)}.")
+
+
+def _require_one_key(keys: Sequence[Hashable]) -> None:
+    if len(keys) != 1:
+        raise UsageError(
+            f"keys {tuple(keys)} given; a degradation takes one image (stack several contrasts as its channels)."
+        )
+
+
+def _kinds_and_weights(kinds: Mapping[str, float] | Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    named = (
+        dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys([kinds] if isinstance(kinds, str) else kinds, 1.0)
+    )
+    for kind in named:
+        _require_kind(kind)
+    weights = np.array(list(named.values()), dtype=np.float64)
+    if weights.size == 0 or not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
+        raise UsageError(
+            f"noise kinds {named} given; expected at least one of {', '.join(KINDS)} with a positive weight."
+        )
+    return tuple(named), weights / weights.sum()

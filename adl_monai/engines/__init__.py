@@ -1,0 +1,19 @@
+"""The ADL training iteration on MONAI's trainer, and the handlers around it."""
+
+from adl_monai.engines.checkpoint import CheckpointHandler
+from adl_monai.engines.ema import EMA
+from adl_monai.engines.phases import Phase, PhaseSchedule
+from adl_monai.engines.preview import PreviewHandler
+from adl_monai.engines.progress import ProgressHandler, scalars
+from adl_monai.engines.trainer import ADLTrainer
+
+__all__ = [
+    "EMA",
+    "ADLTrainer",
+    "CheckpointHandler",
+    "Phase",
+    "PhaseSchedule",
+    "PreviewHandler",
+    "ProgressHandler",
+    "scalars",
+]

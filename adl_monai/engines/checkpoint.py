@@ -1,0 +1,153 @@
+"""Checkpoints that survive a kill at any moment, and from which a run goes on bit for bit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from adl_monai.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class CheckpointHandler:
+    """Saves the whole state of a run after every epoch, and the best weights as a bare state_dict.
+
+    In ``save_dir``: ``last.pt`` (full state), ``previous.pt`` (the one before it) and ``best.pt`` (full state of the
+    epoch with the best validation metric). ``model_path`` holds the weights to ship: those of the best epoch, or of the
+    last one where there is no validation.
+
+    Epochs are the unit of resuming. The generators' states need not be saved: the trainer derives each epoch's
+    randomness from the seed and the epoch's number, and each patch is a function of seed, epoch and index.
+
+    Args:
+        save_dir: Folder for the checkpoints; created on the first save.
+        objects: What to save, by name: anything with ``state_dict`` and ``load_state_dict``. None values are left out.
+        model: The network whose weights are shipped (the average).
+        model_path: Where its bare state_dict goes.
+        evaluator: Engine whose key metric decides what is best; its best value is part of the checkpoint.
+        resume: Go on from ``last.pt`` if it exists.
+        facts: Plain values that must not change between the parts of a run (seed, hashes). A difference is refused.
+        active: False on every process but the first, which then only load.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        objects: Mapping[str, Any],
+        model: torch.nn.Module,
+        model_path: str | Path,
+        evaluator: Engine | None = None,
+        resume: bool = False,
+        facts: Mapping[str, Any] | None = None,
+        active: bool = True,
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.objects = {name: item for name, item in objects.items() if item is not None}
+        self.model = model
+        self.model_path = Path(model_path)
+        self.evaluator = evaluator
+        self.resume = resume
+        self.facts = dict(facts or {})
+        self.active = active
+        self._saved_best_epoch = -1
+
+    def attach(self, engine: Engine) -> None:
+        """Load when the run starts, save when an epoch is completed. Attach after schedulers and validation."""
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Write ``last.pt`` and, after a new best epoch, ``best.pt`` and the weights."""
+        best_epoch = self._best_epoch()
+        improved = best_epoch != self._saved_best_epoch
+        self._saved_best_epoch = best_epoch
+        if not self.active:
+            return
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        state = self._state(engine)
+        # last.pt comes last: killed before it, a resumed run repeats this epoch and writes the others again.
+        if best_epoch == -1 or improved:
+            self.model_path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.model.state_dict(), self.model_path)
+        if improved:
+            write_atomically(state, self.save_dir / "best.pt")
+        last = self.save_dir / "last.pt"
+        if last.exists():
+            os.replace(last, self.save_dir / "previous.pt")
+        write_atomically(state, last)
+
+    def load(self, engine: Engine) -> None:
+        """Put the state of the newest whole checkpoint into the run, if resuming was asked for."""
+        if not self.resume:
+            return
+        path = next((p for p in (self.save_dir / "last.pt", self.save_dir / "previous.pt") if p.exists()), None)
+        if path is None:
+            logger.warning("no checkpoint in %s yet: starting from the beginning", self.save_dir)
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._check(state, path)
+        for name, item in self.objects.items():
+            item.load_state_dict(state["objects"][name])
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["iteration"]
+        if self.evaluator is not None and state["best_epoch"] != -1:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_epoch"]
+        self._saved_best_epoch = state["best_epoch"]
+        logger.info("resumed from %s after epoch %d", path, state["epoch"])
+
+    def _best_epoch(self) -> int:
+        return -1 if self.evaluator is None else int(self.evaluator.state.best_metric_epoch)
+
+    def _state(self, engine: Engine) -> dict[str, Any]:
+        best = self._best_epoch()
+        return {
+            "format": FORMAT,
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_epoch": best,
+            "best_metric": float(self.evaluator.state.best_metric) if self.evaluator is not None and best != -1 else None,
+            "facts": self.facts,
+            "objects": {name: item.state_dict() for name, item in self.objects.items()},
+        }
+
+    def _check(self, state: Mapping[str, Any], path: Path) -> None:
+        if state.get("format") != FORMAT or set(state["objects"]) != set(self.objects):
+            raise ModelError(
+                f"{path} is not a checkpoint of this kind of run (it holds {sorted(state.get('objects', {}))}, expected "
+                f"{sorted(self.objects)}); resume with the options that the run was started with, or start a new run."
+            )
+        changed = [key for key, value in self.facts.items() if state["facts"].get(key) != value]
+        if changed:
+            raise ModelError(
+                f"{path} belongs to a run with another {', '.join(changed)}; resume with the manifest and options that "
+                "the run was started with, or start a new run in another folder."
+            )
+
+
+def write_atomically(state: Any, path: Path) -> None:
+    """Save ``state`` so that ``path`` is at every moment either the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

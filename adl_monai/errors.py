@@ -1,0 +1,55 @@
+"""The errors a user can cause, each with its exit code.
+
+Every message says what was given (file, field, value), what was expected and the next move, in one short paragraph.
+The command line prints the message alone and exits with ``exit_code``; library callers catch ``AdlError``.
+"""
+
+
+class AdlError(Exception):
+    """Base of all errors that a user can mend."""
+
+    exit_code = 1
+
+
+class UsageError(AdlError):
+    """A wrong option, an ambiguous or empty input."""
+
+    exit_code = 2
+
+
+class ManifestError(UsageError):
+    """A manifest that cannot be trusted: syntax, unknown keys, missing files, leaking splits."""
+
+
+class ModelError(UsageError):
+    """A model or bundle that does not exist, does not fit the input, or may not be run."""
+
+
+class ScanFileError(AdlError):
+    """An image file that is damaged, unsupported or holds values that cannot be denoised."""
+
+    exit_code = 3
+
+
+class SeriesGeometryError(AdlError):
+    """A DICOM series whose slices do not form one regular volume."""
+
+    exit_code = 4
+
+
+class OutputError(AdlError):
+    """An output that cannot be written, or would overwrite something."""
+
+    exit_code = 5
+
+
+class TrainingDivergedError(AdlError):
+    """A non-finite loss during training."""
+
+    exit_code = 6
+
+
+class OutOfMemoryError(AdlError):
+    """Not enough memory for the smallest tile."""
+
+    exit_code = 7

@@ -1,0 +1,5 @@
+"""How a network is run over an image of any size."""
+
+from adl_monai.inferers.tiled import TiledInferer
+
+__all__ = ["TiledInferer"]

@@ -1,0 +1,138 @@
+"""Denoise an image of any size in overlapping, smoothly blended tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer, sliding_window_inference
+from torch import Tensor
+
+from adl_monai.compute import autocast, channels_last
+
+
+class TiledInferer(Inferer):
+    """Pads by reflection, runs the network over overlapping tiles with Gaussian blending, crops back.
+
+    A 2D network on a volume runs on each slice along the last axis. Blending is in float32 whatever the precision of
+    the network.
+
+    Args:
+        spatial_dims: Of the network: 2 or 3.
+        tile: Tile edge in voxels, one number or one per axis; a multiple of ``divisor``.
+        overlap: Share of the tile that neighbours have in common, in [0, 1).
+        batch_size: Tiles per forward.
+        divisor: What the network needs its sizes to be a multiple of.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        device: Where the tiles are computed; None takes the image's device. The result is on the image's device.
+        progress: Show a progress bar over the tiles.
+
+    Raises:
+        ValueError: If a tile is not a multiple of the divisor, or the image has no axes of the network's kind.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        tile: int | Sequence[int],
+        overlap: float = 0.25,
+        batch_size: int = 1,
+        divisor: int = 8,
+        precision: str = "auto",
+        device: torch.device | str | None = None,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        self.tile = tuple(tile) if isinstance(tile, Sequence) else (tile,) * spatial_dims
+        if len(self.tile) != spatial_dims or any(edge <= 0 or edge % divisor for edge in self.tile):
+            raise ValueError(f"tile {self.tile} must be {spatial_dims} multiples of {divisor}.")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap {overlap} is outside [0, 1).")
+        self.overlap = overlap
+        self.batch_size = batch_size
+        self.divisor = divisor
+        self.precision = precision
+        self.device = None if device is None else torch.device(device)
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Denoise.
+
+        Args:
+            inputs: (B, C, H, W) or (B, C, H, W, D), float32, about [0, 1].
+            network: Maps a batch of tiles to one tensor of the same shape, or to a pyramid whose first is that.
+            *args: Passed to the network.
+            **kwargs: Passed to the network.
+
+        Returns:
+            Float32, the shape, device and (for a ``MetaTensor``) metadata of ``inputs``.
+        """
+        axes = inputs.ndim - 2
+        if axes == self.spatial_dims:
+            return self._run(inputs, network, *args, **kwargs)
+        if axes == 3 and self.spatial_dims == 2:
+            batch, channels, height, width, depth = inputs.shape
+            slices = inputs.movedim(-1, 1).reshape(batch * depth, channels, height, width)
+            denoised = self._run(slices, network, *args, **kwargs)
+            stack = denoised.reshape(batch, depth, channels, height, width).movedim(1, -1)
+            return _like(stack, inputs)
+        raise ValueError(
+            f"an image of shape {tuple(inputs.shape)} has {axes} spatial axes, but the network is {self.spatial_dims}D; "
+            "use a 2D model for single images."
+        )
+
+    def _run(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        device = self.device or inputs.device
+        layout = channels_last(self.spatial_dims)
+
+        def denoise_tiles(tiles: Tensor) -> Tensor:
+            with autocast(self.precision, device):
+                denoised = network(tiles.to(memory_format=layout), *args, **kwargs)
+            return (denoised if isinstance(denoised, Tensor) else denoised[0]).float()
+
+        image = inputs.as_subclass(Tensor).float()
+        padded = pad_by_reflection(image, self.divisor)
+        edges = tuple(min(edge, size) for edge, size in zip(self.tile, padded.shape[2:], strict=True))
+        denoised = sliding_window_inference(
+            padded,
+            edges,
+            self.batch_size,
+            denoise_tiles,
+            self.overlap,
+            mode="gaussian",
+            sw_device=device,
+            device=inputs.device,
+            progress=self.progress,
+        )
+        assert isinstance(denoised, Tensor)
+        crop = tuple(slice(0, size) for size in image.shape[2:])
+        return _like(denoised[(..., *crop)], inputs)
+
+
+def pad_by_reflection(image: Tensor, divisor: int) -> Tensor:
+    """Extend each spatial axis at its end to a multiple of ``divisor``, mirrored at the last voxel.
+
+    Unlike ``torch.nn.functional.pad`` it works for axes shorter than the padding: they are mirrored back and forth.
+
+    Args:
+        image: (B, C, H, W[, D]).
+        divisor: Positive.
+    """
+    for axis in range(2, image.ndim):
+        size = image.shape[axis]
+        target = -(-size // divisor) * divisor
+        if target != size:
+            period = max(2 * (size - 1), 1)
+            position = torch.arange(target, device=image.device) % period
+            image = image.index_select(axis, torch.where(position < size, position, period - position))
+    return image
+
+
+def _like(denoised: Tensor, inputs: Tensor) -> Tensor:
+    """Carry the metadata of a ``MetaTensor`` over."""
+    if isinstance(inputs, MetaTensor):
+        return MetaTensor(denoised, meta=inputs.meta, applied_operations=inputs.applied_operations)
+    return denoised

@@ -1,0 +1,248 @@
+"""The manifest: which scans train, validate and test a model; parsed once, frozen, and held to what can be trusted.
+
+Its files exist, its relative paths stay in its folder, and no subject is in two splits. A manifest is data: it never
+passes through MONAI's ``ConfigParser``, so nothing in it is ever evaluated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from adl_monai.errors import ManifestError, UsageError
+from adl_monai.manifest_format import SPLITS, Frozen, ManifestFile, Split, SyntheticEntry, listing, parse_manifest
+
+if TYPE_CHECKING:
+    from adl_monai.data.volume import Volume
+
+PACKAGE_PREFIX = "package:"
+SYNTHETIC_PREFIX = "synthetic:"
+
+
+class Case(Frozen):
+    """One case with absolute paths, or with a ``synthetic:kind=...,shape=...,seed=...`` string as its image."""
+
+    image: str
+    label: str | None = None
+    patient: str | None = None
+
+
+class Manifest(Frozen):
+    """A manifest whose files exist and whose splits share no subject."""
+
+    path: Path
+    name: str | None
+    description: str | None
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+def load_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read a manifest and check all that can be checked without reading an image.
+
+    Args:
+        path: The JSON file. Relative paths in it start at the folder in which the file is named.
+
+    Raises:
+        ManifestError: For a JSON error, a duplicate or unknown key, a path that leaves the manifest's folder, missing
+            files (all of them in one message), a subject in two splits, or no case at all.
+    """
+    path = Path(path)
+    content = parse_manifest(path, _read_bytes(path))
+    folder = path.absolute().parent.resolve()
+    missing: list[str] = []
+    splits = {split: tuple(_resolve_split(path, folder, content, split, missing)) for split in SPLITS}
+    if missing:
+        raise ManifestError(
+            f"{path}: {len(missing)} of its files do not exist: {listing(missing)}. Expected files or folders, "
+            f"relative to {folder}; mend the paths, fetch the data, or install the package that package: names."
+        )
+    if not any(splits.values()):
+        raise ManifestError(f"{path} lists no case; expected at least one under {', '.join(SPLITS)}.")
+    _check_subjects(path, splits)
+    return Manifest(path=path, name=content.name, description=content.description, **splits)
+
+
+def load_cases(path: str | os.PathLike[str], split: str, *, check: bool = True) -> list[dict[str, str]]:
+    """One split as MONAI's datasets take it; bundle configs name this function as ``_target_``.
+
+    Args:
+        path: The manifest.
+        split: ``training``, ``validation`` or ``test``.
+        check: Read the split's noisy/clean pairs once to see that they lie on the same grid (``check_pairs``).
+
+    Returns:
+        A list of ``{"image": ..., "label": ...}`` with absolute paths; ``label`` only for pairs. May be empty.
+
+    Raises:
+        UsageError: For an unknown split.
+        ManifestError: As ``load_manifest`` and ``check_pairs``.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}.")
+    manifest = load_manifest(path)
+    cases: tuple[Case, ...] = getattr(manifest, split)
+    if check:
+        _check_grids(manifest.path, cases)
+    return [case.model_dump(include={"image", "label"}, exclude_none=True) for case in cases]
+
+
+def check_pairs(manifest: Manifest) -> None:
+    """Read every noisy/clean pair and hold its two scans to one grid.
+
+    The affines may differ by rounding: no voxel may lie further apart than 1 % of the smallest voxel spacing.
+
+    Raises:
+        ManifestError: For pairs that differ in shape or affine; all of them in one message.
+        ScanFileError: For a scan that cannot be read.
+    """
+    _check_grids(manifest.path, [case for split in SPLITS for case in getattr(manifest, split)])
+
+
+def manifest_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the manifest file's bytes, as hexadecimal; it says nothing of the scans' content."""
+    return hashlib.sha256(_read_bytes(Path(path))).hexdigest()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ManifestError(f"manifest {path} cannot be read ({reason}); expected a JSON file.") from error
+
+
+def _resolve_split(path: Path, folder: Path, content: ManifestFile, split: Split, missing: list[str]) -> Iterator[Case]:
+    for index, entry in enumerate(content.entries(split)):
+        if isinstance(entry, SyntheticEntry):
+            spec = entry.synthetic
+            shape = "x".join(str(size) for size in spec.shape)
+            for seed in range(spec.seed, spec.seed + spec.count):
+                yield Case(image=f"{SYNTHETIC_PREFIX}kind={spec.kind},shape={shape},seed={seed}")
+            continue
+        found: dict[str, str] = {}
+        for key, text in (("image", entry.image), ("label", entry.label)):
+            resolved = _resolve(f"{path}: {split}[{index}].{key}", text, folder) if text else None
+            if resolved:
+                found[key] = str(resolved)
+            elif text:
+                missing.append(f"{split}[{index}].{key} {text}")
+        if entry.label and len(found) == 2 and found["image"] == found["label"]:
+            raise ManifestError(f"{path}: {split}[{index}] names one file twice; a clean image stands without a label.")
+        yield Case(image=found.get("image", ""), label=found.get("label"), patient=entry.patient)
+
+
+def _resolve(place: str, text: str, folder: Path) -> Path | None:
+    """The absolute path of a file or folder that exists, or None."""
+    if text.startswith(SYNTHETIC_PREFIX):
+        raise ManifestError(f'{place}: write synthetic cases as {{"synthetic": {{"shape": [64, 64, 64]}}}}.')
+    packaged = text.startswith(PACKAGE_PREFIX)
+    path = _in_package(place, text) if packaged else folder / text
+    if path is None:
+        return None
+    try:
+        resolved = path.resolve()
+        confined = not (packaged or Path(text).is_absolute())
+        escapes = confined and not all(item.is_relative_to(folder) for item in _reached(resolved))
+        exists = resolved.is_file() or resolved.is_dir()
+    except (OSError, ValueError, RuntimeError):  # a name too long, a null character, links in a circle
+        return None
+    if escapes:
+        raise ManifestError(
+            f"{place}: the relative path {text!r} leaves {folder} by '..' or through a link; move the data below that "
+            f"folder or give an absolute path."
+        )
+    return resolved if exists else None
+
+
+def _reached(resolved: Path) -> Iterator[Path]:
+    """The path itself and, for a folder, where the links right in it lead."""
+    yield resolved
+    if resolved.is_dir():
+        yield from (item.resolve() for item in resolved.iterdir() if item.is_symlink())
+
+
+def _in_package(place: str, text: str) -> Path | None:
+    """Where an installed package keeps a file (the package is found without being imported), or None without it."""
+    package, _, inner = text.removeprefix(PACKAGE_PREFIX).partition("/")
+    parts = PurePosixPath(inner)
+    if not package.isidentifier() or not parts.name or parts.is_absolute() or ".." in parts.parts:
+        raise ManifestError(f"{place}: {text!r} names no file of a package; expected package:NAME/PATH/IN/IT.")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return Path(folders[0], *parts.parts) if folders else None
+
+
+def _check_subjects(path: Path, splits: dict[Split, tuple[Case, ...]]) -> None:
+    cases = [(split, case) for split in SPLITS for case in splits[split]]
+    owners: dict[object, tuple[Split, Case]] = {}
+    for split, case in cases:
+        for key in _subjects(case):
+            owners.setdefault(key, (split, case))
+    for split, case in cases:
+        # A folder around a file may be another case's DICOM series.
+        around = [_inode(folder) for scan in _files(case) for folder in Path(scan).parents]
+        for key in [*_subjects(case), *around]:
+            other_split, other = owners.get(key, (split, case))
+            if other_split != split:
+                shared = f"patient {case.patient!r}" if key == case.patient else "one subject"
+                raise ManifestError(
+                    f"{path}: {other_split} ({other.image}) and {split} ({case.image}) share {shared}; a subject "
+                    f"belongs to one split, else the scores flatter the model. Move its scans to one of the two."
+                )
+
+
+def _subjects(case: Case) -> list[object]:
+    """What makes two cases one subject: the patient, a file (by inode, so links count), a synthetic seed."""
+    keys: list[object] = [] if case.patient is None else [case.patient]
+    if case.image.startswith(SYNTHETIC_PREFIX):
+        kind, _, seed = case.image.split(",")  # whatever the shape, one seed draws one scene
+        return [*keys, (kind, seed)]
+    return keys + [_inode(scan) for scan in _files(case)]
+
+
+def _files(case: Case) -> list[str]:
+    return [scan for scan in (case.image, case.label) if scan and not scan.startswith(SYNTHETIC_PREFIX)]
+
+
+def _inode(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _check_grids(path: Path, cases: Sequence[Case]) -> None:
+    pairs = [(case.image, case.label) for case in cases if case.label is not None]
+    if not pairs:
+        return
+    from adl_monai.data.io import read_volume  # not at the top: it needs the imaging libraries, a manifest does not
+
+    differing = []
+    for image, label in pairs:
+        difference = _grid_difference(read_volume(Path(image)), read_volume(Path(label)))
+        if difference:
+            differing.append(f"{image} and {label} ({difference})")
+    if differing:
+        raise ManifestError(
+            f"{path}: {len(differing)} noisy/clean pairs do not lie on one voxel grid: {listing(differing)}. Expected "
+            f"the same shape and affine; resample one of the two, or drop the pair."
+        )
+
+
+def _grid_difference(noisy: Volume, clean: Volume) -> str:
+    if noisy.array.shape != clean.array.shape:
+        return f"shapes {tuple(noisy.array.shape)} and {tuple(clean.array.shape)}"
+    import numpy as np
+
+    shape = [*noisy.array.shape[1:], 1, 1][:3]  # channel first
+    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in shape], [1], indexing="ij")).reshape(4, -1)
+    distance = np.linalg.norm(((noisy.affine - clean.affine) @ corners)[:3], axis=0).max()
+    spacing = np.linalg.norm(clean.affine[:3, : noisy.array.ndim - 1], axis=0).min()
+    return "" if distance <= 0.01 * spacing else f"affines up to {distance:.3g} mm apart"

@@ -1,0 +1,182 @@
+"""The units the Efficient-UNet is built of: residual block, transformer head and content enhancer.
+
+No convolution carries a bias, as in the paper. Without normalisation (``norm=None``) that makes a network
+positively homogeneous: scaling the image by a > 0 scales the output by a, which is why bias-free denoisers carry over
+to noise levels they were not trained on (Mohan et al., 2020, arXiv 1906.05478).
+"""
+
+import math
+
+import torch
+from monai.networks.layers import get_act_layer, get_norm_layer
+from monai.networks.layers.factories import Conv, split_args
+from torch import Tensor, nn
+
+Spec = str | tuple  # a layer in MONAI's notation: "batch" or ("group", {"num_groups": 4})
+
+BRANCH_SCALE = 0.1  # start of a residual branch without norm, relative to Kaiming: small, yet not without gradient
+
+
+def conv(spatial_dims: int, in_channels: int, out_channels: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Module:
+    """A bias-free convolution that keeps the spatial size (divided by ``stride``)."""
+    padding = dilation * (size - 1) // 2
+    return Conv["conv", spatial_dims](
+        in_channels, out_channels, size, stride=stride, padding=padding, dilation=dilation, bias=False
+    )
+
+
+def norm_layer(spatial_dims: int, channels: int, norm: Spec | None) -> nn.Module:
+    """A normalisation layer in MONAI's notation; ``None`` gives an identity.
+
+    A group norm takes the largest divisor it shares with ``channels`` as its number of groups, because heads halve
+    their channels down to widths that the asked-for number need not divide.
+    """
+    if norm is None:
+        return nn.Identity()
+    name, options = split_args(norm)
+    if str(name).lower() == "group":
+        norm = (name, {**options, "num_groups": math.gcd(options["num_groups"], channels)})
+    return get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels)
+
+
+@torch.no_grad()
+def start_as_average(weight: Tensor) -> None:
+    """Fill a 1³ kernel (out, in, 1, ...) so that the output channels average (or repeat) the input channels.
+
+    Kernels without normalisation start so: rectified features stay positive through any number of blocks and keep
+    their mean. Random signs would switch whole narrow blocks (a head ends in one or two channels) off for good.
+    """
+    out_channels, in_channels = weight.shape[:2]
+    outputs, inputs = torch.arange(out_channels)[:, None], torch.arange(in_channels)[None, :]
+    shared = ((inputs - outputs) % min(in_channels, out_channels) == 0).to(weight)
+    weight.copy_((shared / shared.sum(1, keepdim=True)).reshape(weight.shape))
+
+
+@torch.no_grad()
+def start_branch(first: nn.Module, last: nn.Module) -> None:
+    """Kaiming start for a residual branch without normalisation, its last convolution scaled by ``BRANCH_SCALE``."""
+    for layer in (first, last):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    last.weight.mul_(BRANCH_SCALE)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3³ convolutions beside a 1³ shortcut (paper, figure of the blocks).
+
+    3³ conv (stride) → norm → act → 3³ conv → norm; plus 1³ conv (stride) of the input; sum → act.
+    Without norm, the shortcut starts as a channel average and the branch starts small, so that a deep stack neither
+    dies nor explodes.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: 1 keeps the size, 2 halves it.
+        norm: MONAI's norm notation, or None.
+        act: MONAI's activation notation.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        norm: Spec | None = "batch",
+        act: Spec = "relu",
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv(spatial_dims, in_channels, out_channels, 3, stride=stride)
+        self.norm1 = norm_layer(spatial_dims, out_channels, norm)
+        self.act1 = get_act_layer(act)
+        self.conv2 = conv(spatial_dims, out_channels, out_channels, 3)
+        self.norm2 = norm_layer(spatial_dims, out_channels, norm)
+        self.shortcut = conv(spatial_dims, in_channels, out_channels, 1, stride=stride)
+        self.act2 = get_act_layer(act)
+        if norm is None:
+            start_branch(self.conv1, self.conv2)
+            start_as_average(self.shortcut.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in_channels, H, W[, D]) → (B, out_channels, H/stride, W/stride[, D/stride])."""
+        branch = self.act1(self.norm1(self.conv1(features)))
+        branch = self.norm2(self.conv2(branch))
+        return self.act2(branch + self.shortcut(features))
+
+
+class TransformerHead(nn.Module):
+    """T_n of the paper: ``depth`` residual blocks, each halving the channels, then a 1³ convolution.
+
+    The values are raw: the network applies the sigmoid or the subtraction. ("Transformer" is the paper's word; there
+    is no attention in it.)
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the decoder stage the head sits on.
+        out_channels: Channels of the image, or 1 for a mask of logits.
+        depth: Number n of residual blocks; the channels never fall below 1.
+        norm: MONAI's norm notation, or None. Group norms adapt to the shrinking width, see ``norm_layer``.
+        act: MONAI's activation notation.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        depth: int,
+        norm: Spec | None = "batch",
+        act: Spec = "relu",
+    ) -> None:
+        super().__init__()
+        widths = [max(1, in_channels // 2**level) for level in range(depth + 1)]
+        self.blocks = nn.Sequential(
+            *(
+                ResidualBlock(spatial_dims, wide, narrow, norm=norm, act=act)
+                for wide, narrow in zip(widths[:-1], widths[1:], strict=True)
+            )
+        )
+        self.project = conv(spatial_dims, widths[-1], out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in_channels, H, W[, D]) → raw values (B, out_channels, H, W[, D])."""
+        return self.project(self.blocks(features))
+
+
+class ContentEnhancer(nn.Module):
+    """Features of the noisy image from a wide view at full resolution (paper, content enhancer).
+
+    Two parallel 7³ convolutions, dilation 1 and 4 → joined → norm → act → 3³ conv → norm; plus a 1³ conv of the
+    image; sum → act. Each parallel convolution has half the output channels. It sees 27 voxels each way.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the image.
+        out_channels: Channels of the features.
+        norm: MONAI's norm notation, or None.
+        act: MONAI's activation notation.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm: Spec | None = "batch", act: Spec = "relu"
+    ) -> None:
+        super().__init__()
+        half = (out_channels + 1) // 2
+        self.near = conv(spatial_dims, in_channels, half, 7)
+        self.far = conv(spatial_dims, in_channels, half, 7, dilation=4)
+        self.norm1 = norm_layer(spatial_dims, 2 * half, norm)
+        self.act1 = get_act_layer(act)
+        self.join = conv(spatial_dims, 2 * half, out_channels, 3)
+        self.norm2 = norm_layer(spatial_dims, out_channels, norm)
+        self.shortcut = conv(spatial_dims, in_channels, out_channels, 1)
+        self.act2 = get_act_layer(act)
+        if norm is None:
+            start_branch(self.near, self.join)
+            start_branch(self.far, self.join)
+            start_as_average(self.shortcut.weight)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """(B, in_channels, H, W[, D]) → (B, out_channels, H, W[, D])."""
+        branch = self.act1(self.norm1(torch.cat([self.near(noisy), self.far(noisy)], dim=1)))
+        branch = self.norm2(self.join(branch))
+        return self.act2(branch + self.shortcut(noisy))

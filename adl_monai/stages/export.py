@@ -1,0 +1,64 @@
+"""A trained model for other programs: a plain bundle folder, TorchScript, or ONNX, by MONAI's own exporters."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from adl_monai.bundle import find_bundle, inference_overrides, quiet_monai
+from adl_monai.errors import OutputError, UsageError
+
+SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx"}
+
+
+def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overwrite: bool = False) -> Path:
+    """Write a model in another form.
+
+    Args:
+        model: See ``adl_monai.bundle.find_bundle``.
+        output: A folder for ``bundle``, a file otherwise.
+        kind: ``bundle``, ``torchscript`` or ``onnx`` (needs the packages onnx and onnxscript).
+        overwrite: Replace an existing output.
+
+    Returns:
+        The path written.
+    """
+    root = find_bundle(model)
+    output = Path(output).resolve()
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists; pass --overwrite to replace it, or another -o.")
+    if kind == "bundle":
+        temporary = output.with_name(f".{output.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(root, temporary, ignore=shutil.ignore_patterns("__pycache__"))
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(temporary, output)
+        return output
+    if kind not in SUFFIXES:
+        raise UsageError(f"export kind {kind!r} is unknown; expected bundle, torchscript or onnx.")
+    if output.suffix != SUFFIXES[kind]:
+        raise UsageError(f"output {output.name} must end in {SUFFIXES[kind]} for {kind}.")
+    from monai.bundle.scripts import ckpt_export, onnx_export
+
+    quiet_monai()
+    trusted, values = inference_overrides(root)
+    configs = trusted / "configs"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".tmp.{output.name}")
+    overrides = {"network_def": values["network_def"]} if "network_def" in values else {}
+    try:
+        (ckpt_export if kind == "torchscript" else onnx_export)(
+            net_id="network_def",
+            filepath=str(temporary),
+            ckpt_file=str(root / "models" / "model.pt"),
+            meta_file=str(configs / "metadata.json"),
+            config_file=str(configs / "inference.json"),
+            input_shape=[1, 1] + [64] * values.get("network_def", {"spatial_dims": 3})["spatial_dims"],
+            **overrides,
+        )
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return output

@@ -1,0 +1,191 @@
+"""From scans to their denoised copies: runs the parts of a bundle's ``inference.json``, one case at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+
+from adl_monai.bundle import Denoiser, load_denoiser
+from adl_monai.data.io import read_volume
+from adl_monai.data.normalization import denormalize, normalize, robust_range
+from adl_monai.data.volume import Volume
+from adl_monai.errors import AdlError, ModelError, UsageError
+from adl_monai.stages.outputs import Job, plan_jobs, write_preview
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InferenceResult:
+    """One denoised scan."""
+
+    source: Path
+    output: Path
+    clipped: int
+    """Voxels that did not fit the output's integer type and were saturated."""
+
+
+def infer(
+    inputs: Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    dtype: str = "same",
+    strength: float = 1.0,
+    overwrite: bool = False,
+    preview: bool = False,
+    progress: bool = False,
+    report: Callable[[InferenceResult], None] | None = None,
+) -> list[InferenceResult]:
+    """Denoise scans and write the results in the sources' formats, geometry, intensities and dtypes.
+
+    A scan that fails does not stop those after it; when all are done, the first failure is raised.
+
+    Args:
+        inputs: Scan files, DICOM series folders, folders of scans, or manifests.
+        output: A file (for one scan), or a folder. None writes ``<name>_denoised.<ext>`` into the working directory.
+        model: See ``adl_monai.bundle.find_bundle``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16`` for the network.
+        dtype: ``same`` as the source, or ``float32``.
+        strength: 0 returns the input, 1 the fully denoised image; linear between.
+        overwrite: Replace existing outputs.
+        preview: Also write ``<name>_denoised_preview.png``: noisy, denoised, residual.
+        progress: Show a bar over the tiles.
+        report: Called after each scan.
+
+    Raises:
+        UsageError: For wrong options or inputs, before anything is computed.
+        OutputError: If an output exists or cannot be written, before anything is computed.
+        AdlError: The first failure among the scans.
+    """
+    if not 0 <= strength <= 1:
+        raise UsageError(f"strength {strength} is outside 0..1.")
+    if dtype not in ("same", "float32"):
+        raise UsageError(f"dtype {dtype!r} is unknown; expected same or float32.")
+    jobs = plan_jobs([Path(path) for path in inputs], None if output is None else Path(output), overwrite)
+    denoiser = load_denoiser(
+        model,
+        device=device,
+        precision=precision,
+        strength=strength,
+        output_dtype=dtype,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    results: list[InferenceResult] = []
+    failures: list[AdlError] = []
+    for job in jobs:
+        try:
+            result = _denoise_job(denoiser, job, preview)
+        except AdlError as error:
+            if len(jobs) == 1:
+                raise
+            logger.error("%s: %s", job.source, error)
+            failures.append(error)
+            continue
+        results.append(result)
+        if report is not None:
+            report(result)
+    if failures:
+        summary = type(failures[0])(f"{len(failures)} of {len(jobs)} scans failed; the first: {failures[0]}")
+        raise summary from failures[0]
+    return results
+
+
+@overload
+def denoise(image: np.ndarray, model: str | Path | Denoiser | None = None, **options: object) -> np.ndarray: ...
+@overload
+def denoise(image: Volume | str | Path, model: str | Path | Denoiser | None = None, **options: object) -> Volume: ...
+def denoise(
+    image: np.ndarray | Volume | str | Path,
+    model: str | Path | Denoiser | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    strength: float = 1.0,
+) -> np.ndarray | Volume:
+    """Denoise one image in memory.
+
+    Args:
+        image: A (H, W) or (H, W, D) array of any intensity scale, a ``Volume``, or the path of a scan.
+        model: A ``Denoiser`` from ``adl_monai.bundle.load_denoiser`` (for many images), or what ``find_bundle`` takes.
+        device: As in ``infer``; ignored when a ``Denoiser`` is given.
+        precision: As in ``infer``; ignored when a ``Denoiser`` is given.
+        strength: 0 returns the input, 1 the fully denoised image.
+
+    Returns:
+        A float32 array for an array; a ``Volume`` with a float32 array otherwise. Nothing is rounded or clipped.
+
+    Raises:
+        UsageError: If the array has the wrong number of axes, no voxels, or values that are not finite.
+    """
+    if not isinstance(image, np.ndarray):
+        volume = image if isinstance(image, Volume) else read_volume(Path(image))
+        array = denoise(volume.array, model, device=device, precision=precision, strength=strength)
+        return replace(volume, array=array)
+    if not 0 <= strength <= 1:
+        raise UsageError(f"strength {strength} is outside 0..1.")
+    if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "uif":
+        raise UsageError(f"an array of shape {image.shape} and dtype {image.dtype} is not a 2D or 3D grey image.")
+    if not np.isfinite(image).all():
+        raise UsageError(f"the array holds {int((~np.isfinite(image)).sum())} NaN or infinite values; fill them first.")
+    if not isinstance(model, Denoiser):
+        model = load_denoiser(model, device=device, precision=precision)
+    noisy = torch.from_numpy(image.astype(np.float32))[None]
+    _check_axes(model, noisy)
+    lower, upper = model.percentiles
+    offset, scale = robust_range(noisy, lower, upper)
+    if scale == 0:
+        logger.warning("the image is constant and is returned unchanged")
+        return image.astype(np.float32)
+    normalized = normalize(noisy, offset, scale)
+    with torch.inference_mode():
+        denoised = model.inferer(normalized[None], model.network)[0]
+    if strength != 1:
+        denoised = normalized + strength * (denoised - normalized)
+    return np.asarray(denormalize(denoised, offset, scale)[0])
+
+
+def _denoise_job(denoiser: Denoiser, job: Job, preview: bool) -> InferenceResult:
+    case = denoiser.preprocessing({"image": str(job.source), "output": str(job.output)})
+    noisy = case["image"]
+    _check_axes(denoiser, noisy)
+    if noisy.meta.get("constant_image"):
+        logger.warning("%s is constant and is written unchanged", job.source)
+        case["pred"] = noisy.clone()
+    else:
+        with torch.inference_mode():
+            case["pred"] = denoiser.inferer(noisy[None], denoiser.network)[0]
+    if preview:
+        write_preview(job.preview, noisy, case["pred"])
+    try:
+        case = denoiser.postprocessing(case)
+    except RuntimeError as error:  # MONAI's Compose wraps what a transform raises
+        _raise_cause(error)
+    return InferenceResult(job.source, job.output, int(case["pred_clipped"]))
+
+
+def _check_axes(denoiser: Denoiser, image: torch.Tensor) -> None:
+    axes = image.ndim - 1
+    if denoiser.spatial_dims == 3 and axes == 2:
+        raise ModelError(
+            f"the image is 2D ({tuple(image.shape[1:])}) but model {denoiser.name!r} is 3D; pass a 2D model with --model."
+        )
+
+
+def _raise_cause(error: BaseException) -> None:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, AdlError):
+            raise cause from error
+        cause = cause.__cause__
+    raise error

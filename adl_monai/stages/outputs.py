@@ -1,0 +1,117 @@
+"""Which scans a command line means, and where each result goes: settled, and refused if need be, before any work."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from adl_monai.data.io import find_scans, is_scan, scan_suffix
+from adl_monai.data.monai_io import default_output_path
+from adl_monai.errors import OutputError, UsageError
+from adl_monai.manifest import load_manifest
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan to denoise and where the result goes."""
+
+    source: Path
+    output: Path
+
+    @property
+    def preview(self) -> Path:
+        """Where the picture of it goes."""
+        stem = self.output.name.removesuffix(scan_suffix(self.output))
+        return self.output.with_name(f"{stem}_preview.png")
+
+
+def plan_jobs(inputs: Sequence[Path], output: Path | None, overwrite: bool) -> list[Job]:
+    """Expand folders and manifests, name the outputs, and check that all can be written.
+
+    Args:
+        inputs: Scan files, DICOM series folders, folders of scans, manifests (every ``image`` in them).
+        output: See ``adl_monai.stages.infer.infer``.
+        overwrite: Allow outputs that exist.
+
+    Raises:
+        UsageError: If an input does not exist or is no scan, or two inputs would share an output.
+        OutputError: If an output exists, is one of the inputs, or its folder cannot be written.
+    """
+    sources = [scan for path in inputs for scan in _expand(path)]
+    if not sources:
+        raise UsageError("no input scans were given.")
+    single = len(sources) == 1 and not any(path.suffix == ".json" for path in inputs)
+    if output is not None and single and scan_suffix(output) and not output.is_dir():
+        jobs = [Job(sources[0], output.resolve())]
+    else:
+        if output is not None and (output.is_file() or (scan_suffix(output) and not output.is_dir())):
+            raise OutputError(f"{output} names a file, but {len(sources)} scans need a folder; pass a folder with -o.")
+        folder = (output or Path()).resolve()
+        jobs = [Job(source, default_output_path(source, folder, "denoised", None)) for source in sources]
+    counts = Counter(job.output for job in jobs)
+    shared = [str(path) for path, count in counts.items() if count > 1]
+    if shared:
+        raise UsageError(
+            f"several inputs have the same name and would all be written to {shared[0]}; give them in separate runs "
+            "with different -o folders."
+        )
+    for job in jobs:
+        _check_output(job, sources, overwrite)
+    return jobs
+
+
+def write_preview(path: Path, noisy: Tensor, denoised: Tensor) -> None:
+    """Write noisy, denoised and the amplified residual side by side as a grey PNG."""
+    from PIL import Image
+
+    from adl_monai.engines.preview import preview_row
+
+    row = preview_row(noisy, denoised)[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        Image.fromarray((row * 255).round().byte().numpy()).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"preview {path} cannot be written ({error.strerror}); choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _expand(path: Path) -> list[Path]:
+    path = path.expanduser()
+    if not path.exists():
+        raise UsageError(f"input {path} does not exist.")
+    if path.suffix.lower() == ".json":
+        manifest = load_manifest(path)
+        cases = (*manifest.training, *manifest.validation, *manifest.test)
+        return list(dict.fromkeys(Path(case.image) for case in cases if not case.image.startswith("synthetic:")))
+    path = path.resolve()
+    if path.is_dir():
+        scans = find_scans(path)
+        if not scans:
+            raise UsageError(f"folder {path} holds no scans (.nii, .nii.gz, .mha, .nrrd, DICOM, PNG or TIFF).")
+        return scans
+    if not is_scan(path):
+        raise UsageError(f"{path} is not a scan: expected .nii, .nii.gz, .mha, .nrrd, DICOM, PNG or TIFF.")
+    return [path]
+
+
+def _check_output(job: Job, sources: Sequence[Path], overwrite: bool) -> None:
+    if any(job.output.resolve() == source.resolve() for source in sources):
+        raise OutputError(f"output {job.output} is an input; write to another folder with -o.")
+    if job.output.is_dir():
+        raise OutputError(f"output {job.output} is a folder; remove it or choose another name with -o.")
+    if job.output.exists() and not overwrite:
+        raise OutputError(f"output {job.output} exists; pass --overwrite to replace it, or another -o.")
+    try:
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {job.output.parent} cannot be made ({error.strerror}); choose another -o.") from error
+    if not os.access(job.output.parent, os.W_OK):
+        raise OutputError(f"folder {job.output.parent} cannot be written; choose another with -o.")

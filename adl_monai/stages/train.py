@@ -1,0 +1,137 @@
+"""From a manifest to a trained model: runs a bundle's ``train.json``, the same file that MONAI's own runner takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adl_monai.bundle import PLAIN_KEYS, open_workflow, shipped_bundle, write_bundle
+from adl_monai.errors import OutputError, UsageError
+from adl_monai.manifest import check_pairs, load_manifest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished training left behind."""
+
+    run_dir: Path
+    bundle: Path
+    epochs: int
+    best_epoch: int | None
+    metrics: dict[str, float]
+    main_process: bool
+    """False on all but the first of several processes."""
+
+
+def train(
+    manifest: str | Path,
+    run_dir: str | Path,
+    *,
+    spatial_dims: int = 3,
+    resume: bool = False,
+    overwrite: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainingResult:
+    """Train a denoiser.
+
+    The run folder gets ``checkpoints/`` (full state: last, previous, best), ``tensorboard/``, ``options.json``,
+    ``train.log`` and ``bundle/``, a MONAI bundle with the averaged weights of the best epoch.
+
+    Equal to ``python -m monai.bundle run`` on the bundle's ``train.json`` with ``manifest``, ``output_dir`` and the
+    overrides given. Under torchrun, ``multi_gpu_train.json`` is added.
+
+    Args:
+        manifest: Path of a manifest; see ``adl_monai.manifest``.
+        run_dir: Folder to write.
+        spatial_dims: 2 trains on slices and images, 3 on volumes.
+        resume: Go on from the run folder's last checkpoint.
+        overwrite: Start anew in a folder that holds a run, deleting that run's files.
+        overrides: Config ids of ``train.json`` and their values, such as ``{"max_epochs": 10}``.
+
+    Raises:
+        ManifestError: If the manifest is not usable.
+        OutputError: If the folder holds a run already, or cannot be written.
+        TrainingDivergedError: If a loss is not finite.
+    """
+    manifest = Path(manifest).resolve()
+    run_dir = Path(run_dir).resolve()
+    parsed = load_manifest(manifest)
+    if not parsed.training:
+        raise UsageError(f"{manifest} has no case under 'training'; add some, or write one with adl-monai prepare.")
+    if spatial_dims not in (2, 3):
+        raise UsageError(f"spatial_dims {spatial_dims} is not 2 or 3.")
+    check_pairs(parsed)
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        _prepare_folder(run_dir, resume, overwrite)
+
+    source = shipped_bundle(spatial_dims)
+    values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **(overrides or {})}
+    configs = ("train", "multi_gpu_train") if distributed else ("train",)
+    workflow = open_workflow(source, configs, "train", values)
+    if main_process:
+        _record_options(run_dir, values)
+        plain = {key: workflow.parser[key] for key in PLAIN_KEYS if key in workflow.parser}
+        write_bundle(source, run_dir / "bundle", workflow.parser["network_def"], plain)
+    handler = _log_to(run_dir) if main_process else None
+    try:
+        workflow.initialize()
+        workflow.run()
+        trainer, evaluator = workflow.trainer, workflow.evaluator
+        workflow.finalize()
+    finally:
+        if handler is not None:
+            logging.getLogger("adl_monai").removeHandler(handler)
+            handler.close()
+    best = evaluator.state.best_metric_epoch
+    return TrainingResult(
+        run_dir=run_dir,
+        bundle=run_dir / "bundle",
+        epochs=trainer.state.epoch,
+        best_epoch=None if best == -1 else best,
+        metrics={name: float(value) for name, value in evaluator.state.metrics.items()},
+        main_process=main_process,
+    )
+
+
+def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:
+    holds_run = (run_dir / "checkpoints").exists() or (run_dir / "bundle").exists()
+    if holds_run and overwrite and not resume:
+        for name in ("checkpoints", "tensorboard", "bundle"):
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+        for name in ("options.json", "train.log"):
+            (run_dir / name).unlink(missing_ok=True)
+    elif holds_run and not resume:
+        raise OutputError(f"{run_dir} holds a training run; use --resume to go on, --overwrite, or another folder.")
+    if resume and not (run_dir / "checkpoints").exists():
+        logger.warning("%s holds no checkpoint yet: starting from the beginning", run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".write_test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{run_dir} cannot be written ({error.strerror}); choose another folder with -o.") from error
+
+
+def _record_options(run_dir: Path, values: Mapping[str, Any]) -> None:
+    (run_dir / "options.json").write_text(json.dumps(dict(values), indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _log_to(run_dir: Path) -> logging.Handler:
+    handler = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("adl_monai")
+    package.addHandler(handler)
+    if package.level == logging.NOTSET or package.level > logging.INFO:
+        package.setLevel(logging.INFO)
+    return handler
