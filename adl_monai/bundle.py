@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adl_monai.errors import ModelError
+from adl_monai.errors import ModelError, surfacing_user_errors
 
 if TYPE_CHECKING:
     import torch
@@ -163,9 +163,10 @@ def load_denoiser(
     trusted, overrides = inference_overrides(root)
     overrides.update({"device#name": device, "precision": precision, **values})
     workflow = open_workflow(trusted, ("inference",), "infer", overrides)
-    workflow.initialize()
     parser = workflow.parser
-    network = parser.get_parsed_content("network")
+    with surfacing_user_errors():
+        workflow.initialize()
+        network = parser.get_parsed_content("network")
     weights = root / "models" / "model.pt"
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -210,9 +211,10 @@ def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], val
 
 
 def quiet_monai() -> None:
-    """Keep MONAI's and ignite's own log lines out of the user's sight; ours and all errors stay."""
-    for name in ("monai", "ignite", "ADLTrainer", "SupervisedEvaluator"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Keep MONAI's and ignite's own log lines out of the user's sight; what they raise is reported by us."""
+    known = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("monai", "ignite")]
+    for name in (*known, "ADLTrainer", "SupervisedEvaluator"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _refuse_code(value: Any, path: Path) -> None:

@@ -12,11 +12,13 @@ from typing import Any, NoReturn
 
 import click
 
-from adl_monai.errors import AdlError
+from adl_monai.errors import user_error
 from adl_monai.version import __version__
 
 PATH = click.Path(path_type=Path)
-DEVICE = click.option("--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
+DEVICE = click.option(
+    "--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda, cuda:N, mps."
+)
 PRECISION = click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
 )
@@ -48,7 +50,10 @@ class Settings(click.ParamType):
 def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     """Denoise medical images in 2D and 3D; train denoisers on your own."""
     ctx.obj = {"quiet": quiet}
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.ERROR if quiet else logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setLevel(logging.ERROR if quiet else logging.WARNING)
+    logging.getLogger().handlers = [handler]
 
 
 @cli.command()
@@ -57,7 +62,9 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 @MODEL
 @DEVICE
 @PRECISION
-@click.option("--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True, help="Of the output.")
+@click.option(
+    "--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True, help="Of the output."
+)
 @click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 input, 1 denoised.")
 @OVERWRITE
 @click.option("--preview", is_flag=True, help="Also write a PNG: noisy, denoised, residual.")
@@ -81,14 +88,18 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
 
 @cli.command()
 @click.argument("manifest", type=PATH)
-@click.option("-o", "--output", "run_dir", type=PATH, default=Path("run"), show_default=True, metavar="DIR", help="Run folder.")
-@click.option("--dims", "spatial_dims", type=click.Choice(["2", "3"]), default="3", show_default=True, help="2D or 3D model.")
+@click.option(
+    "-o", "--output", "run_dir", type=PATH, default=Path("run"), show_default=True, metavar="DIR", help="Run folder."
+)
+@click.option(
+    "--dims", "spatial_dims", type=click.Choice(["2", "3"]), default="3", show_default=True, help="2D or 3D model."
+)
 @click.option("--epochs", type=click.IntRange(1), help="Length of the run.  [default: the bundle's]")
 @click.option("--batch-size", type=click.IntRange(1), help="Patches per step.  [default: the bundle's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the bundle's]")
-@click.option("--seed", type=click.IntRange(0), help="[default: 0]")
+@click.option("--seed", type=click.IntRange(0), help="[default: the bundle's, 0]")
 @DEVICE
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="[default: the bundle's, auto]")
 @click.option("--set", "settings", type=Settings(), multiple=True, help="Any value of the bundle's train.json.")
 @click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run.")
@@ -123,7 +134,7 @@ def train(
         spatial_dims=int(spatial_dims),
         resume=resume,
         overwrite=overwrite,
-        overrides={**overrides, **dict(settings)},
+        overrides={**dict(settings), **overrides},
     )
     if not context["quiet"] and result.main_process:
         best = "" if result.best_epoch is None else f", best epoch {result.best_epoch}"
@@ -137,7 +148,9 @@ def train(
 @MODEL
 @click.option("--split", type=click.Choice(["training", "validation", "test"]), default="test", show_default=True)
 @click.option("--noise", default="gaussian", show_default=True, metavar="KIND", help="Added to clean cases.")
-@click.option("--sigma", "sigmas", type=float, multiple=True, help="Noise level of the range, repeatable.  [default: 25/255]")
+@click.option(
+    "--sigma", "sigmas", type=float, multiple=True, help="Noise level of the range, repeatable.  [default: 25/255]"
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @DEVICE
 @PRECISION
@@ -160,7 +173,9 @@ def evaluate(context: dict[str, Any], manifest: Path, sigmas: tuple[float, ...],
 @click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="The manifest to write.")
 @click.option("--clean", type=PATH, metavar="DIR", help="Clean scans of pairs; goes with --noisy.")
 @click.option("--noisy", type=PATH, metavar="DIR", help="Noisy scans of pairs, of the same names.")
-@click.option("--split", type=float, nargs=3, default=(0.8, 0.1, 0.1), show_default=True, help="Training, validation, test.")
+@click.option(
+    "--split", type=float, nargs=3, default=(0.8, 0.1, 0.1), show_default=True, help="Training, validation, test."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @OVERWRITE
 @click.pass_obj
@@ -201,24 +216,20 @@ def info() -> None:
 
 def main() -> NoReturn:
     """Run the command line; a user's error is one short paragraph and its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _terminate)
     debug = "--debug" in sys.argv
     try:
         code = cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except AdlError as error:
-        if debug:
+    except click.ClickException as usage:
+        usage.show()
+        sys.exit(usage.exit_code)
+    except Exception as raised:
+        error = user_error(raised)
+        if error is None or debug:
             raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -227,7 +238,9 @@ def _progress(settings: dict[str, Any]) -> bool:
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
-    # An exception, so that temporary files are removed on the way out.
+    # An exception, so that temporary files are removed on the way out. Not KeyboardInterrupt: passing through the
+    # eval() of a config expression, that makes Python end itself by the signal, whoever catches it later.
+    click.echo("interrupted", err=True)
     raise SystemExit(128 + number)
 
 

@@ -5,6 +5,7 @@ Both training engines and inferers use these; they import nothing else of the pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -61,6 +62,36 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else None
     raise UsageError(f"precision {precision!r} is unknown; expected auto, fp32, bf16 or fp16.")
+
+
+def training_precision(precision: str, device: torch.device, patch: Sequence[int], divisor: int = 8) -> str:
+    """The precision in which patches of a size can be trained.
+
+    oneDNN's bfloat16 weight gradient of a 3D convolution reads memory that nobody wrote where the feature map's first
+    axis has fewer than 3 voxels (torch 2.13 on a CPU with AVX512-BF16: gradients differ from run to run, some are NaN).
+    The network's coarsest features are ``divisor`` times smaller than the patch, so small patches need float32.
+
+    Args:
+        precision: As in ``autocast_dtype``.
+        device: Where the network runs.
+        patch: Spatial size of the patches.
+        divisor: Of the network.
+
+    Returns:
+        ``precision``, or ``fp32`` where that is ``auto`` and bfloat16 would be wrong.
+
+    Raises:
+        UsageError: If ``bf16`` was asked for where it would be wrong.
+    """
+    affected = len(patch) == 3 and device.type == "cpu" and min(patch) < 3 * divisor
+    if not affected or autocast_dtype(precision, device) is None:
+        return precision
+    if precision == "auto":
+        return "fp32"
+    raise UsageError(
+        f"precision {precision} gives wrong gradients for patches of {tuple(patch)} on a CPU; "
+        f"use patches of at least {3 * divisor} voxels along each axis, or precision fp32."
+    )
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

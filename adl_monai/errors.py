@@ -4,6 +4,9 @@ Every message says what was given (file, field, value), what was expected and th
 The command line prints the message alone and exits with ``exit_code``; library callers catch ``AdlError``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AdlError(Exception):
     """Base of all errors that a user can mend."""
@@ -53,3 +56,25 @@ class OutOfMemoryError(AdlError):
     """Not enough memory for the smallest tile."""
 
     exit_code = 7
+
+
+def user_error(error: BaseException) -> AdlError | None:
+    """The ``AdlError`` inside an exception, which MONAI's transforms and configs wrap in their own; None if none is."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, AdlError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def surfacing_user_errors() -> Iterator[None]:
+    """Around calls into MONAI: an ``AdlError`` that MONAI wrapped comes out as itself."""
+    try:
+        yield
+    except Exception as raised:
+        error = user_error(raised)
+        if error is None or error is raised:
+            raise
+        raise error from raised

@@ -11,13 +11,9 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from adl_monai.errors import ManifestError, UsageError
 from adl_monai.manifest_format import SPLITS, Frozen, ManifestFile, Split, SyntheticEntry, listing, parse_manifest
-
-if TYPE_CHECKING:
-    from adl_monai.data.volume import Volume
 
 PACKAGE_PREFIX = "package:"
 SYNTHETIC_PREFIX = "synthetic:"
@@ -46,7 +42,7 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read a manifest and check all that can be checked without reading an image.
 
     Args:
-        path: The JSON file. Relative paths in it start at the folder in which the file is named.
+        path: The JSON file. Relative paths in it start at its folder (of the file itself, if ``path`` is a link).
 
     Raises:
         ManifestError: For a JSON error, a duplicate or unknown key, a path that leaves the manifest's folder, missing
@@ -54,7 +50,7 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     path = Path(path)
     content = parse_manifest(path, _read_bytes(path))
-    folder = path.absolute().parent.resolve()
+    folder = path.resolve().parent
     missing: list[str] = []
     splits = {split: tuple(_resolve_split(path, folder, content, split, missing)) for split in SPLITS}
     if missing:
@@ -95,7 +91,7 @@ def load_cases(path: str | os.PathLike[str], split: str, *, check: bool = True) 
 def check_pairs(manifest: Manifest) -> None:
     """Read every noisy/clean pair and hold its two scans to one grid.
 
-    The affines may differ by rounding: no voxel may lie further apart than 1 % of the smallest voxel spacing.
+    The affines may differ by rounding (``adl_monai.data.geometry.same_affine``).
 
     Raises:
         ManifestError: For pairs that differ in shape or affine; all of them in one message.
@@ -222,27 +218,20 @@ def _check_grids(path: Path, cases: Sequence[Case]) -> None:
     pairs = [(case.image, case.label) for case in cases if case.label is not None]
     if not pairs:
         return
+    from adl_monai.data.geometry import same_affine
     from adl_monai.data.io import read_volume  # not at the top: it needs the imaging libraries, a manifest does not
 
     differing = []
     for image, label in pairs:
-        difference = _grid_difference(read_volume(Path(image)), read_volume(Path(label)))
-        if difference:
-            differing.append(f"{image} and {label} ({difference})")
+        noisy, clean = read_volume(Path(image)), read_volume(Path(label))
+        if noisy.array.shape != clean.array.shape:
+            differing.append(f"{image} and {label} (shapes {noisy.array.shape} and {clean.array.shape})")
+        elif not same_affine(noisy.affine, clean.affine):
+            differing.append(
+                f"{image} and {label} (affines apart by up to {abs(noisy.affine - clean.affine).max():.3g})"
+            )
     if differing:
         raise ManifestError(
             f"{path}: {len(differing)} noisy/clean pairs do not lie on one voxel grid: {listing(differing)}. Expected "
             f"the same shape and affine; resample one of the two, or drop the pair."
         )
-
-
-def _grid_difference(noisy: Volume, clean: Volume) -> str:
-    if noisy.array.shape != clean.array.shape:
-        return f"shapes {tuple(noisy.array.shape)} and {tuple(clean.array.shape)}"
-    import numpy as np
-
-    shape = [*noisy.array.shape[1:], 1, 1][:3]  # channel first
-    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in shape], [1], indexing="ij")).reshape(4, -1)
-    distance = np.linalg.norm(((noisy.affine - clean.affine) @ corners)[:3], axis=0).max()
-    spacing = np.linalg.norm(clean.affine[:3, : noisy.array.ndim - 1], axis=0).min()
-    return "" if distance <= 0.01 * spacing else f"affines up to {distance:.3g} mm apart"

@@ -2,7 +2,7 @@
 
 from adl_monai.data.cases import list_cases
 from adl_monai.data.degradations import Degraded, RandDegraded
-from adl_monai.data.monai_io import SaveImageLiked, VolumeReader
+from adl_monai.data.monai_io import SaveImageLiked, StrictLoadImaged, VolumeReader
 from adl_monai.data.normalization import RobustNormalized
 from adl_monai.data.patches import PatchDataset
 from adl_monai.data.transforms import BlendStrengthd, CleanAsLabeld, EnsureDepthd
@@ -17,6 +17,7 @@ __all__ = [
     "RandDegraded",
     "RobustNormalized",
     "SaveImageLiked",
+    "StrictLoadImaged",
     "Volume",
     "VolumeReader",
     "list_cases",

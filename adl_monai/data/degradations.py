@@ -16,13 +16,12 @@ import re
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor, get_track_meta
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
@@ -79,15 +78,13 @@ def add_mixed(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> 
     return add_gaussian(add_poisson(clean, part, generator), part, generator)
 
 
-KINDS: Mapping[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = MappingProxyType(
-    {
-        "gaussian": add_gaussian,
-        "rician": add_rician,
-        "poisson": add_poisson,
-        "speckle": add_speckle,
-        "mixed": add_mixed,
-    }
-)
+KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = {
+    "gaussian": add_gaussian,
+    "rician": add_rician,
+    "poisson": add_poisson,
+    "speckle": add_speckle,
+    "mixed": add_mixed,
+}
 
 
 @dataclass(frozen=True)
@@ -130,8 +127,7 @@ class RandDegraded(RandomizableTransform, MapTransform):
         kinds: names out of ``KINDS``, drawn with equal probability, or a mapping of names to weights.
         sigma_range: the level is uniform between these two; the default is the paper's 0 to 55/255.
         prob: share of the patches that are degraded at all.
-        record: put ``{"kind", "sigma", "seed"}`` into the case as ``"degradation"`` (kind ``"none"`` where nothing
-            was added).
+        record: put ``{"kind", "sigma", "seed"}`` into the case as ``"degradation"``; the kind may be ``"none"``.
         allow_missing_keys: skip cases that do not have the key.
 
     Raises:
@@ -166,12 +162,14 @@ class RandDegraded(RandomizableTransform, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case with its image degraded, unless the case says not to."""
-        case = dict(data)
         self.randomize()
+        case = dict(data)
         wanted = self._do_transform and bool(case.get("degrade", True))
         for key in self.key_iterator(case):
+            # The image keeps its type, so that degraded and untouched items collate into one batch.
+            case[key] = convert_to_tensor(case[key], track_meta=isinstance(case[key], MetaTensor))
             if wanted:
-                case[key] = self.degradation.apply(convert_to_tensor(case[key], track_meta=get_track_meta()))
+                case[key] = self.degradation.apply(case[key])
             if self.record:
                 case["degradation"] = asdict(self.degradation) if wanted else {"kind": "none", "sigma": 0.0, "seed": 0}
         return case
@@ -206,10 +204,8 @@ class Degraded(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case with its image degraded, unless the case says not to."""
         case = dict(data)
-        if not bool(case.get("degrade", True)):
-            return case
-        for key in self.key_iterator(case):
-            image = convert_to_tensor(case[key], track_meta=get_track_meta())
+        for key in self.key_iterator(case) if bool(case.get("degrade", True)) else ():
+            image = convert_to_tensor(case[key], track_meta=isinstance(case[key], MetaTensor))
             name = image.meta.get("filename_or_obj", "") if isinstance(image, MetaTensor) else ""
             case[key] = replace(self.degradation, seed=case_seed(self.degradation.seed, name)).apply(image)
         return case

@@ -47,10 +47,10 @@ def robust_range(image: np.ndarray | torch.Tensor, lower: float = 0.5, upper: fl
     values = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     if values.size == 0:
         raise ValueError(f"an image of shape {values.shape} has no voxels, hence no range; check the crop or the file.")
-    low, high = np.percentile(_every_kth(values.reshape(-1)).astype(np.float64), (lower, upper))
-    if low == high:
-        low, high = float(values.min()), float(values.max())
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is refused below
+        low, high = np.percentile(_every_kth(values.reshape(-1)).astype(np.float64), (lower, upper))
+        if low == high:
+            low, high = float(values.min()), float(values.max())
         offset, scale = float(np.float32(low)), float(np.float32(high - low))
     if not (math.isfinite(offset) and math.isfinite(scale)):
         raise ScanFileError(

@@ -44,7 +44,8 @@ class CleanAsLabeld(MapTransform):
         for key in self.key_iterator(case):
             case["degrade"] = self.label_key not in case
             if case["degrade"]:
-                case[self.label_key] = convert_to_tensor(case[key], track_meta=get_track_meta()).clone()
+                image = convert_to_tensor(case[key], track_meta=isinstance(case[key], MetaTensor))
+                case[self.label_key] = image.clone()
         return case
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Workflow
 
 from adl_monai.errors import ModelError
 
@@ -45,7 +46,7 @@ class CheckpointHandler:
         objects: Mapping[str, Any],
         model: torch.nn.Module,
         model_path: str | Path,
-        evaluator: Engine | None = None,
+        evaluator: Workflow | None = None,
         resume: bool = False,
         facts: Mapping[str, Any] | None = None,
         active: bool = True,
@@ -60,12 +61,12 @@ class CheckpointHandler:
         self.active = active
         self._saved_best_epoch = -1
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Load when the run starts, save when an epoch is completed. Attach after schedulers and validation."""
         engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
-    def save(self, engine: Engine) -> None:
+    def save(self, engine: Workflow) -> None:
         """Write ``last.pt`` and, after a new best epoch, ``best.pt`` and the weights."""
         best_epoch = self._best_epoch()
         improved = best_epoch != self._saved_best_epoch
@@ -80,12 +81,9 @@ class CheckpointHandler:
             write_atomically(self.model.state_dict(), self.model_path)
         if improved:
             write_atomically(state, self.save_dir / "best.pt")
-        last = self.save_dir / "last.pt"
-        if last.exists():
-            os.replace(last, self.save_dir / "previous.pt")
-        write_atomically(state, last)
+        write_atomically(state, self.save_dir / "last.pt", keep=self.save_dir / "previous.pt")
 
-    def load(self, engine: Engine) -> None:
+    def load(self, engine: Workflow) -> None:
         """Put the state of the newest whole checkpoint into the run, if resuming was asked for."""
         if not self.resume:
             return
@@ -108,14 +106,16 @@ class CheckpointHandler:
     def _best_epoch(self) -> int:
         return -1 if self.evaluator is None else int(self.evaluator.state.best_metric_epoch)
 
-    def _state(self, engine: Engine) -> dict[str, Any]:
+    def _state(self, engine: Workflow) -> dict[str, Any]:
         best = self._best_epoch()
         return {
             "format": FORMAT,
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "best_epoch": best,
-            "best_metric": float(self.evaluator.state.best_metric) if self.evaluator is not None and best != -1 else None,
+            "best_metric": float(self.evaluator.state.best_metric)
+            if self.evaluator is not None and best != -1
+            else None,
             "facts": self.facts,
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
         }
@@ -123,8 +123,9 @@ class CheckpointHandler:
     def _check(self, state: Mapping[str, Any], path: Path) -> None:
         if state.get("format") != FORMAT or set(state["objects"]) != set(self.objects):
             raise ModelError(
-                f"{path} is not a checkpoint of this kind of run (it holds {sorted(state.get('objects', {}))}, expected "
-                f"{sorted(self.objects)}); resume with the options that the run was started with, or start a new run."
+                f"{path} is not a checkpoint of this kind of run (it holds {sorted(state.get('objects', {}))}, "
+                f"expected {sorted(self.objects)}); resume with the options that the run was started with, or start "
+                "a new run."
             )
         changed = [key for key, value in self.facts.items() if state["facts"].get(key) != value]
         if changed:
@@ -134,14 +135,22 @@ class CheckpointHandler:
             )
 
 
-def write_atomically(state: Any, path: Path) -> None:
-    """Save ``state`` so that ``path`` is at every moment either the old file or the whole new one."""
+def write_atomically(state: Any, path: Path, keep: Path | None = None) -> None:
+    """Save ``state`` so that a whole file is there at every moment.
+
+    Args:
+        state: What ``torch.save`` takes.
+        path: Holds the old file until it holds the new one.
+        keep: Where the old file goes; between the two renames it is the only one.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ class EMA(AveragedModel):
         self.module.requires_grad_(False)
         self.module.eval()
         if hasattr(self.module, "multi_scale"):
-            self.module.multi_scale = False
+            setattr(self.module, "multi_scale", False)  # noqa: B010 (nn.Module attributes are typed as tensors)
 
     def update_parameters(self, model: torch.nn.Module) -> None:
         """Move the average one step towards ``model``."""

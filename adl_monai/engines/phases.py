@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Phase(str, Enum):
+class Phase(StrEnum):
     """Who learns in an epoch (arXiv 2204.14100, training procedure)."""
 
     DENOISER = "denoiser"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Workflow
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -26,12 +27,12 @@ class PreviewHandler:
         self.max_cases = max_cases
         self.active = active
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Follow an evaluator."""
         if self.active:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
 
-    def _write(self, engine: Engine) -> None:
+    def _write(self, engine: Workflow) -> None:
         case = engine.state.iteration - 1
         if case >= self.max_cases:
             return

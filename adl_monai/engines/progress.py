@@ -7,7 +7,8 @@ import sys
 import time
 from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import Workflow
 from tqdm import tqdm
 
 logger = logging.getLogger("adl_monai")
@@ -27,7 +28,7 @@ class ProgressHandler:
         active: False on every process but the first.
     """
 
-    def __init__(self, evaluator: Engine | None = None, show: bool | None = None, active: bool = True) -> None:
+    def __init__(self, evaluator: Workflow | None = None, show: bool | None = None, active: bool = True) -> None:
         self.evaluator = evaluator
         self.show = (sys.stderr.isatty() if show is None else show) and active
         self.active = active
@@ -36,7 +37,7 @@ class ProgressHandler:
         self._loss = 0.0
         self._epoch_start = 0.0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Follow ``engine``. Attach after the validation handler, whose metrics belong to the epoch's line."""
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
@@ -44,19 +45,19 @@ class ProgressHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
 
-    def _open(self, engine: Engine) -> None:
+    def _open(self, engine: Workflow) -> None:
         if self.show:
             total = engine.state.max_epochs * engine.state.epoch_length
             self._bar = tqdm(total=total, unit="it", dynamic_ncols=True, file=sys.stderr, smoothing=0.05)
 
-    def _start_epoch(self, engine: Engine) -> None:
+    def _start_epoch(self, engine: Workflow) -> None:
         self._patches, self._loss, self._epoch_start = 0, 0.0, time.perf_counter()
         if self._bar is not None and self._bar.n < engine.state.iteration:
             self._bar.initial = engine.state.iteration
             self._bar.n = engine.state.iteration
             self._bar.refresh()
 
-    def _advance(self, engine: Engine) -> None:
+    def _advance(self, engine: Workflow) -> None:
         output = engine.state.output
         self._patches += len(output["image"])
         self._loss += float(output["loss"])
@@ -68,7 +69,7 @@ class ProgressHandler:
             self._bar.set_postfix(**facts, loss=f"{float(output['loss']):.4f}", patches=f"{rate:.1f}/s", refresh=False)
             self._bar.update()
 
-    def _end_epoch(self, engine: Engine) -> None:
+    def _end_epoch(self, engine: Workflow) -> None:
         if not self.active:
             return
         seconds = max(time.perf_counter() - self._epoch_start, 1e-9)
@@ -83,7 +84,7 @@ class ProgressHandler:
             self._bar.write(line, file=sys.stderr)
         logger.info(line)
 
-    def _close(self, engine: Engine, error: BaseException | None = None) -> None:
+    def _close(self, engine: Workflow, error: BaseException | None = None) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

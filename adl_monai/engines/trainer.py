@@ -14,7 +14,7 @@ from monai.utils import set_determinism
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
 
-from adl_monai.compute import autocast, channels_last, unwrap
+from adl_monai.compute import autocast, channels_last, training_precision, unwrap
 from adl_monai.engines.ema import EMA
 from adl_monai.engines.phases import Phase, PhaseSchedule
 from adl_monai.errors import TrainingDivergedError
@@ -39,12 +39,13 @@ class ADLTrainer(SupervisedTrainer):
         train_data_loader: Yields dicts with ``image`` and ``label``, (B, C, H, W[, D]), about [0, 1].
         network: The denoiser; returns the pyramid (full, 1/2, 1/4 scale) in training.
         optimizer: The denoiser's.
-        loss_function: An ``ADLLoss``: has ``terms``, ``total``, ``discriminator_loss`` and the weight ``adversarial``.
+        loss_function: An ``ADLLoss``: has ``terms``, ``total``, ``discriminator_loss`` and ``weights``.
         discriminator: Returns a list of logit masks; without one, every epoch is phase 1.
         d_optimizer: The discriminator's own optimizer.
         phases: Shares of the run; see ``PhaseSchedule``.
         ema: Average of the denoiser's weights, updated after each of its steps.
-        precision: ``auto``, ``fp32`` or ``bf16`` for the networks; losses always run in float32.
+        precision: ``auto``, ``fp32`` or ``bf16`` for the networks (see ``training_precision``); losses always run in
+            float32.
         max_grad_norm: Gradients of each network are scaled down to this norm; None for no clipping.
         seed: See above.
         **kwargs: As in ``SupervisedTrainer``.
@@ -83,6 +84,7 @@ class ADLTrainer(SupervisedTrainer):
         self.phases = phases or PhaseSchedule()
         self.ema = ema
         self.precision = precision
+        self.safe_precision = precision
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         super().__init__(
@@ -101,7 +103,7 @@ class ADLTrainer(SupervisedTrainer):
     @property
     def phase(self) -> Phase:
         """The phase of the current epoch."""
-        if self.discriminator is None or self.loss_function.adversarial == 0:  # type: ignore[attr-defined]
+        if self.discriminator is None or self.loss_function.weights["adversarial"] == 0:  # type: ignore[attr-defined]
             return Phase.DENOISER
         return self.phases.phase(self.state.epoch, self.state.max_epochs)
 
@@ -109,13 +111,14 @@ class ADLTrainer(SupervisedTrainer):
         """Derive this epoch's randomness from the seed and the epoch alone."""
         set_determinism(seed=(self.seed * 1_000_003 + self.state.epoch) % 2**32)
         dataset = getattr(self.data_loader, "dataset", None)
-        if hasattr(dataset, "set_epoch"):
+        if dataset is not None and hasattr(dataset, "set_epoch"):
             dataset.set_epoch(self.state.epoch)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Any]:
         noisy, clean = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)[:2]
         layout = channels_last(noisy.ndim - 2)
-        noisy, clean = (torch.as_tensor(image).to(memory_format=layout) for image in (noisy, clean))
+        noisy, clean = (image.as_subclass(Tensor).to(memory_format=layout) for image in (noisy, clean))
+        self.safe_precision = training_precision(self.precision, self.state.device, noisy.shape[2:])
         engine.state.output = {Keys.IMAGE: noisy, Keys.LABEL: clean}
         if self.phase is Phase.DISCRIMINATOR:
             self._discriminator_epoch_step(noisy, clean)
@@ -127,7 +130,7 @@ class ADLTrainer(SupervisedTrainer):
     def _denoiser_epoch_step(self, noisy: Tensor, clean: Tensor) -> None:
         """Phases 1 and 3."""
         self.network.train()
-        with autocast(self.precision, self.state.device):
+        with autocast(self.safe_precision, self.state.device):
             denoised = self.inferer(noisy, self.network)
         pyramid = [denoised] if isinstance(denoised, Tensor) else list(denoised)
         self.state.output[Keys.PRED] = pyramid[0].detach()
@@ -138,7 +141,7 @@ class ADLTrainer(SupervisedTrainer):
             assert self.discriminator is not None
             d_loss = self._discriminator_loss(pyramid[0].detach(), clean)
             self._step(self.discriminator, self.d_optimizer, d_loss)
-            with frozen(self.discriminator) as judge, autocast(self.precision, self.state.device):
+            with frozen(self.discriminator) as judge, autocast(self.safe_precision, self.state.device):
                 fake_logits = judge(pyramid[0])
         terms = self.loss_function.terms(pyramid, clean, fake_logits)  # type: ignore[attr-defined]
         loss = self.loss_function.total(terms)  # type: ignore[attr-defined]
@@ -151,7 +154,7 @@ class ADLTrainer(SupervisedTrainer):
         """Phase 2: no weight nor running statistic of the denoiser moves."""
         denoiser = unwrap(self.network)
         denoiser.eval()
-        with torch.no_grad(), autocast(self.precision, self.state.device):
+        with torch.no_grad(), autocast(self.safe_precision, self.state.device):
             denoised = self.inferer(noisy, denoiser)
         full_scale = denoised if isinstance(denoised, Tensor) else denoised[0]
         self.state.output[Keys.PRED] = full_scale
@@ -163,7 +166,7 @@ class ADLTrainer(SupervisedTrainer):
     def _discriminator_loss(self, denoised: Tensor, clean: Tensor) -> Tensor:
         assert self.discriminator is not None
         self.discriminator.train()
-        with autocast(self.precision, self.state.device):
+        with autocast(self.safe_precision, self.state.device):
             real_logits = self.discriminator(clean)
             fake_logits = self.discriminator(denoised)
         return self.loss_function.discriminator_loss(real_logits, fake_logits)  # type: ignore[attr-defined]

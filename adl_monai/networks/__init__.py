@@ -1,0 +1,13 @@
+"""The Efficient-UNet pair: denoiser and discriminator, in 2D and 3D."""
+
+from adl_monai.networks.blocks import ContentEnhancer, ResidualBlock, TransformerHead
+from adl_monai.networks.discriminator import EfficientUNetDiscriminator
+from adl_monai.networks.efficient_unet import EfficientUNet
+
+__all__ = [
+    "ContentEnhancer",
+    "EfficientUNet",
+    "EfficientUNetDiscriminator",
+    "ResidualBlock",
+    "TransformerHead",
+]

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
+from torch.jit import Final
 
-from adl_monai.networks.blocks import ResidualBlock, Spec, start_as_average
+from adl_monai.networks.blocks import ResidualBlock, Spec
 
 DIVISOR = 8  # three strides of 2
 
@@ -41,6 +42,8 @@ class UEncoder(nn.Module):
         act: MONAI's activation notation.
     """
 
+    divisor: Final[int] = DIVISOR
+
     def __init__(
         self, spatial_dims: int, in_channels: int, filters: Sequence[int], norm: Spec | None, act: Spec
     ) -> None:
@@ -57,10 +60,7 @@ class UEncoder(nn.Module):
         Raises:
             ValueError: If a spatial size is no multiple of 8.
         """
-        if torch.jit.is_scripting():
-            check_divisible(image.shape[2:], 8)
-        elif not torch.compiler.is_compiling():  # a traced graph must not pin the sizes it was traced with
-            check_divisible(list(image.shape[2:]), DIVISOR)
+        check_divisible(list(image.shape[2:]), self.divisor)
         full = self.encode1(image)
         half = self.encode2(full)
         quarter = self.encode3(half)
@@ -88,20 +88,11 @@ class DecoderStage(nn.Module):
         )
         self.block = ResidualBlock(spatial_dims, out_channels + skip_channels, out_channels, 1, norm, act)
         if norm is None:
-            start_as_interpolation(self.upsample.weight)
+            # Kaiming for a linear layer; a transposed kernel of stride 2 puts only 1 tap in 2^dims on a voxel.
+            nn.init.kaiming_normal_(self.upsample.weight, mode="fan_out", nonlinearity="linear")
+            with torch.no_grad():
+                self.upsample.weight.mul_(2 ** (spatial_dims / 2))
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """(B, in_channels, H/2, W/2[, D/2]) and (B, skip_channels, H, W[, D]) → (B, out_channels, H, W[, D])."""
         return self.block(torch.cat([self.upsample(coarse), skip], dim=1))
-
-
-@torch.no_grad()
-def start_as_interpolation(weight: Tensor) -> None:
-    """Fill a 3³ transposed kernel (in, out, 3, ...) with linear interpolation ×2 of averaged channels."""
-    spatial_dims = weight.ndim - 2
-    mix = weight.new_empty(weight.shape[1], weight.shape[0])
-    start_as_average(mix)
-    kernel = weight.new_ones(())
-    for _ in range(spatial_dims):
-        kernel = kernel[..., None] * weight.new_tensor([0.5, 1.0, 0.5])
-    weight.copy_(mix.T.reshape(weight.shape[:2] + (1,) * spatial_dims) * kernel)

@@ -6,6 +6,8 @@ to noise levels they were not trained on (Mohan et al., 2020, arXiv 1906.05478).
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from monai.networks.layers import get_act_layer, get_norm_layer
@@ -13,11 +15,14 @@ from monai.networks.layers.factories import Conv, split_args
 from torch import Tensor, nn
 
 Spec = str | tuple  # a layer in MONAI's notation: "batch" or ("group", {"num_groups": 4})
+ConvNd = nn.Conv2d | nn.Conv3d
 
-BRANCH_SCALE = 0.1  # start of a residual branch without norm, relative to Kaiming: small, yet not without gradient
+BRANCH_START = 0.3  # last kernel of a residual branch without norm against Kaiming: small, yet gradients pass
 
 
-def conv(spatial_dims: int, in_channels: int, out_channels: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Module:
+def conv(
+    spatial_dims: int, in_channels: int, out_channels: int, size: int, stride: int = 1, dilation: int = 1
+) -> ConvNd:
     """A bias-free convolution that keeps the spatial size (divided by ``stride``)."""
     padding = dilation * (size - 1) // 2
     return Conv["conv", spatial_dims](
@@ -30,42 +35,49 @@ def norm_layer(spatial_dims: int, channels: int, norm: Spec | None) -> nn.Module
 
     A group norm takes the largest divisor it shares with ``channels`` as its number of groups, because heads halve
     their channels down to widths that the asked-for number need not divide.
+
+    Raises:
+        ValueError: If a group norm comes without ``num_groups``.
     """
     if norm is None:
         return nn.Identity()
     name, options = split_args(norm)
     if str(name).lower() == "group":
+        if "num_groups" not in options:
+            raise ValueError(f'norm {norm!r} has no num_groups; write ("group", {{"num_groups": 4}}).')
         norm = (name, {**options, "num_groups": math.gcd(options["num_groups"], channels)})
     return get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels)
 
 
-@torch.no_grad()
-def start_as_average(weight: Tensor) -> None:
-    """Fill a 1³ kernel (out, in, 1, ...) so that the output channels average (or repeat) the input channels.
+def start_unnormalised(first: Sequence[ConvNd], last: ConvNd, shortcut: ConvNd) -> None:
+    """Start a residual unit that has no normalisation: Kaiming throughout, the last kernel of the branch small.
 
-    Kernels without normalisation start so: rectified features stay positive through any number of blocks and keep
-    their mean. Random signs would switch whole narrow blocks (a head ends in one or two channels) off for good.
+    The signal then keeps its size along the shortcuts, however deep the stack, and the branches grow in training.
     """
-    out_channels, in_channels = weight.shape[:2]
-    outputs, inputs = torch.arange(out_channels)[:, None], torch.arange(in_channels)[None, :]
-    shared = ((inputs - outputs) % min(in_channels, out_channels) == 0).to(weight)
-    weight.copy_((shared / shared.sum(1, keepdim=True)).reshape(weight.shape))
+    for layer in (*first, last, shortcut):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    with torch.no_grad():
+        last.weight.mul_(BRANCH_START)
 
 
 @torch.no_grad()
-def start_branch(first: nn.Module, last: nn.Module) -> None:
-    """Kaiming start for a residual branch without normalisation, its last convolution scaled by ``BRANCH_SCALE``."""
-    for layer in (first, last):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    last.weight.mul_(BRANCH_SCALE)
+def start_as_average(shortcut: ConvNd) -> None:
+    """Fill a 1³ kernel so that each output channel averages its share of the input channels.
+
+    A head narrows to a few channels; with random signs all of them may start negative, and then the rectifier
+    switches the head off for good. An average of rectified features stays positive.
+    """
+    out_channels, in_channels = shortcut.weight.shape[:2]
+    outputs, inputs = torch.arange(out_channels)[:, None], torch.arange(in_channels)[None, :]
+    shared = ((inputs - outputs) % min(in_channels, out_channels) == 0).to(shortcut.weight)
+    shortcut.weight.copy_((shared / shared.sum(1, keepdim=True)).reshape(shortcut.weight.shape))
 
 
 class ResidualBlock(nn.Module):
     """Two 3³ convolutions beside a 1³ shortcut (paper, figure of the blocks).
 
     3³ conv (stride) → norm → act → 3³ conv → norm; plus 1³ conv (stride) of the input; sum → act.
-    Without norm, the shortcut starts as a channel average and the branch starts small, so that a deep stack neither
-    dies nor explodes.
+    Without norm, the branch starts small beside the shortcut, so that a deep stack neither dies nor explodes.
 
     Args:
         spatial_dims: 2 or 3.
@@ -94,8 +106,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = conv(spatial_dims, in_channels, out_channels, 1, stride=stride)
         self.act2 = get_act_layer(act)
         if norm is None:
-            start_branch(self.conv1, self.conv2)
-            start_as_average(self.shortcut.weight)
+            start_unnormalised([self.conv1], self.conv2, self.shortcut)
+            if in_channels == out_channels:
+                start_as_average(self.shortcut)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, in_channels, H, W[, D]) → (B, out_channels, H/stride, W/stride[, D/stride])."""
@@ -130,13 +143,12 @@ class TransformerHead(nn.Module):
     ) -> None:
         super().__init__()
         widths = [max(1, in_channels // 2**level) for level in range(depth + 1)]
-        self.blocks = nn.Sequential(
-            *(
-                ResidualBlock(spatial_dims, wide, narrow, norm=norm, act=act)
-                for wide, narrow in zip(widths[:-1], widths[1:], strict=True)
-            )
-        )
+        blocks = [ResidualBlock(spatial_dims, wide, narrow, norm=norm, act=act) for wide, narrow in pairwise(widths)]
+        self.blocks = nn.Sequential(*blocks)
         self.project = conv(spatial_dims, widths[-1], out_channels, 1)
+        if norm is None:
+            for block in blocks:
+                start_as_average(block.shortcut)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, in_channels, H, W[, D]) → raw values (B, out_channels, H, W[, D])."""
@@ -171,9 +183,7 @@ class ContentEnhancer(nn.Module):
         self.shortcut = conv(spatial_dims, in_channels, out_channels, 1)
         self.act2 = get_act_layer(act)
         if norm is None:
-            start_branch(self.near, self.join)
-            start_branch(self.far, self.join)
-            start_as_average(self.shortcut.weight)
+            start_unnormalised([self.near, self.far], self.join, self.shortcut)
 
     def forward(self, noisy: Tensor) -> Tensor:
         """(B, in_channels, H, W[, D]) → (B, out_channels, H, W[, D])."""

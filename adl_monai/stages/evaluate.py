@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adl_monai.bundle import find_bundle, inference_overrides, open_workflow
-from adl_monai.errors import OutputError, UsageError
+from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
 from adl_monai.manifest import check_pairs, load_manifest
 
 COLUMNS = ("case", "noise", "sigma", "psnr_noisy", "psnr", "ssim_noisy", "ssim")
@@ -74,14 +74,18 @@ def evaluate(
             "device#name": device,
             "precision": precision,
             "save_tables": False,
+            "data#check": False,  # the pairs, above
         }
         workflow = open_workflow(trusted, ("inference", "evaluate"), "infer", overrides)
-        workflow.initialize()
-        workflow.run()
+        with surfacing_user_errors():
+            workflow.initialize()
+            workflow.run()
         state = workflow.evaluator.state
         details = {name: state.metric_details[name].flatten().tolist() for name in COLUMNS[3:]}
         for index, case in enumerate(cases):
-            rows.append({"case": case.image, "noise": noise, "sigma": float(sigma)} | {k: v[index] for k, v in details.items()})
+            rows.append(
+                {"case": case.image, "noise": noise, "sigma": float(sigma)} | {k: v[index] for k, v in details.items()}
+            )
         means = {name: float(state.metrics[name]) for name in COLUMNS[3:]}
         rows.append({"case": "mean", "noise": noise, "sigma": float(sigma)} | means)
     _write(output, json.dumps({"model": str(root), "split": split, "seed": seed, "rows": rows}, indent=2) + "\n")

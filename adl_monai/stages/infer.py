@@ -15,7 +15,7 @@ from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
-from adl_monai.errors import AdlError, ModelError, UsageError
+from adl_monai.errors import AdlError, ModelError, UsageError, surfacing_user_errors
 from adl_monai.stages.outputs import Job, plan_jobs, write_preview
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ def infer(
     failures: list[AdlError] = []
     for job in jobs:
         try:
-            result = _denoise_job(denoiser, job, preview)
+            with surfacing_user_errors():
+                result = _denoise_job(denoiser, job, preview)
         except AdlError as error:
             if len(jobs) == 1:
                 raise
@@ -102,9 +103,27 @@ def infer(
 
 
 @overload
-def denoise(image: np.ndarray, model: str | Path | Denoiser | None = None, **options: object) -> np.ndarray: ...
+def denoise(
+    image: np.ndarray,
+    model: str | Path | Denoiser | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    strength: float = 1.0,
+) -> np.ndarray: ...
+
+
 @overload
-def denoise(image: Volume | str | Path, model: str | Path | Denoiser | None = None, **options: object) -> Volume: ...
+def denoise(
+    image: Volume | str | Path,
+    model: str | Path | Denoiser | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    strength: float = 1.0,
+) -> Volume: ...
+
+
 def denoise(
     image: np.ndarray | Volume | str | Path,
     model: str | Path | Denoiser | None = None,
@@ -167,10 +186,7 @@ def _denoise_job(denoiser: Denoiser, job: Job, preview: bool) -> InferenceResult
             case["pred"] = denoiser.inferer(noisy[None], denoiser.network)[0]
     if preview:
         write_preview(job.preview, noisy, case["pred"])
-    try:
-        case = denoiser.postprocessing(case)
-    except RuntimeError as error:  # MONAI's Compose wraps what a transform raises
-        _raise_cause(error)
+    case = denoiser.postprocessing(case)
     return InferenceResult(job.source, job.output, int(case["pred_clipped"]))
 
 
@@ -178,14 +194,6 @@ def _check_axes(denoiser: Denoiser, image: torch.Tensor) -> None:
     axes = image.ndim - 1
     if denoiser.spatial_dims == 3 and axes == 2:
         raise ModelError(
-            f"the image is 2D ({tuple(image.shape[1:])}) but model {denoiser.name!r} is 3D; pass a 2D model with --model."
+            f"the image is 2D, {tuple(image.shape[1:])}, but model {denoiser.name!r} is 3D; "
+            "pass a 2D model with --model."
         )
-
-
-def _raise_cause(error: BaseException) -> None:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, AdlError):
-            raise cause from error
-        cause = cause.__cause__
-    raise error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adl_monai.data.io import find_scans, is_scan, scan_suffix
+from adl_monai.data.io import check_output, find_scans, is_scan, scan_suffix
 from adl_monai.data.monai_io import default_output_path
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.manifest import load_manifest
@@ -105,13 +105,12 @@ def _expand(path: Path) -> list[Path]:
 def _check_output(job: Job, sources: Sequence[Path], overwrite: bool) -> None:
     if any(job.output.resolve() == source.resolve() for source in sources):
         raise OutputError(f"output {job.output} is an input; write to another folder with -o.")
-    if job.output.is_dir():
-        raise OutputError(f"output {job.output} is a folder; remove it or choose another name with -o.")
-    if job.output.exists() and not overwrite:
-        raise OutputError(f"output {job.output} exists; pass --overwrite to replace it, or another -o.")
     try:
         job.output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"folder {job.output.parent} cannot be made ({error.strerror}); choose another -o.") from error
-    if not os.access(job.output.parent, os.W_OK):
-        raise OutputError(f"folder {job.output.parent} cannot be written; choose another with -o.")
+        raise OutputError(
+            f"folder {job.output.parent} cannot be made ({error.strerror}); choose another -o."
+        ) from error
+    if job.output.exists() and not overwrite:
+        raise OutputError(f"output {job.output} exists; pass --overwrite to replace it, or another -o.")
+    check_output(job.output, job.source, overwrite)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adl_monai.bundle import PLAIN_KEYS, open_workflow, shipped_bundle, write_bundle
-from adl_monai.errors import OutputError, UsageError
+from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
 from adl_monai.manifest import check_pairs, load_manifest
 
 logger = logging.getLogger(__name__)
@@ -77,17 +77,19 @@ def train(
     source = shipped_bundle(spatial_dims)
     values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **(overrides or {})}
     configs = ("train", "multi_gpu_train") if distributed else ("train",)
-    workflow = open_workflow(source, configs, "train", values)
+    checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
+    workflow = open_workflow(source, configs, "train", {**values, **checked})
     if main_process:
         _record_options(run_dir, values)
         plain = {key: workflow.parser[key] for key in PLAIN_KEYS if key in workflow.parser}
         write_bundle(source, run_dir / "bundle", workflow.parser["network_def"], plain)
     handler = _log_to(run_dir) if main_process else None
     try:
-        workflow.initialize()
-        workflow.run()
-        trainer, evaluator = workflow.trainer, workflow.evaluator
-        workflow.finalize()
+        with surfacing_user_errors():
+            workflow.initialize()
+            workflow.run()
+            trainer, evaluator = workflow.trainer, workflow.evaluator
+            workflow.finalize()
     finally:
         if handler is not None:
             logging.getLogger("adl_monai").removeHandler(handler)

@@ -1,0 +1,240 @@
+"""The ITK door: MetaImage (.mha, .mhd), NRRD, PNG, TIFF, and, for reading only, JPEG and BMP.
+
+Arrays are indexed (x, y[, z]) as in NIfTI, the transpose of what SimpleITK hands out. A file written like a source is
+that source's image with its voxels replaced, so spacing, origin, direction and the metadata dictionary stay ITK's own.
+SimpleITK and Pillow are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adl_monai.data.geometry import (
+    affine_fault,
+    affine_from_itk,
+    fits_in_itk_plane,
+    itk_from_affine,
+    lps_to_ras,
+    same_affine,
+    spacing_from_affine,
+)
+from adl_monai.data.integrity import check_structure, check_voxel_bytes
+from adl_monai.data.photo import load_photo
+from adl_monai.data.volume import (
+    Volume,
+    WritePlan,
+    logger,
+    quantise,
+    report_clipped,
+    require_file,
+    to_float32,
+    warn_lost_digits,
+)
+from adl_monai.errors import OutputError, ScanFileError
+
+KINDS = {
+    ".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd", ".png": "png", ".tif": "tiff", ".tiff": "tiff",
+    ".jpg": "jpeg", ".jpeg": "jpeg", ".bmp": "bmp",
+}  # fmt: skip
+_IMAGE_IO = {"mha": "MetaImageIO", "nrrd": "NrrdImageIO", "png": "PNGImageIO", "tiff": "TIFFImageIO"}
+_PHOTOS = ("jpeg", "bmp")
+_WITHOUT_GEOMETRY = ("png", "tiff")
+_WRITABLE_TYPES = {"png": "u1 u2", "tiff": "u1 i1 u2 i2 u4 i4 f4", "mha": "", "nrrd": ""}
+
+
+def read_itk(path: Path) -> Volume:
+    """Read a grey 2D or 3D image.
+
+    2D images stay 2D and lie in the plane z = 0. JPEG and BMP have no voxel size: 1 mm is assumed.
+
+    Raises:
+        UsageError: If there is no such file.
+        ScanFileError: If the file is damaged or cut short, is not 2D or 3D, has vector, colour or complex pixels, NaN
+            or infinite values, or an unusable geometry.
+    """
+    volume = _read(path)
+    warn_lost_digits(volume.array, volume.dtype, path)
+    return volume
+
+
+def write_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> int:
+    """Write values (``array``, float32, the source's shape) as the source's image; returns the voxels clipped.
+
+    See `plan_itk`. Writes straight to ``path``; `adl_monai.data.io.write_volume` writes whole or not at all.
+    """
+    plan = plan_itk(path, array, like, dtype)
+    plan.save(path)
+    report_clipped(plan.clipped, plan.dtype, path)
+    return plan.clipped
+
+
+def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> WritePlan:
+    """Plan the source's image with other voxels.
+
+    Args:
+        path: Where the image will go; its suffix is the format, which is that of ``like``.
+        array: Values, of the shape `read_itk` gave for ``like``.
+        like: The source.
+        dtype: ``same`` keeps the pixel type; metadata that has no text form is lost with any other.
+    """
+    import SimpleITK as sitk
+
+    kind = _writable_kind(path)
+    source, affine = _load(like, KINDS[like.suffix.lower()])
+    if array.shape != source.GetSize():
+        raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {source.GetSize()}.")
+    own_type = sitk.GetArrayViewFromImage(source).dtype
+    target_type = own_type if isinstance(dtype, str) and dtype == "same" else np.dtype(dtype)
+    stored, clipped = _quantise(array, target_type, kind)
+    image = sitk.GetImageFromArray(stored.T)
+    image.CopyInformation(source)
+    if target_type == own_type:
+        source[(slice(None),) * array.ndim] = image  # keeps the metadata dictionary with its own types
+        image = source
+    else:
+        for key in source.GetMetaDataKeys():
+            if not source.GetMetaData(key).startswith("[UNKNOWN"):
+                image.SetMetaData(key, source.GetMetaData(key))
+    if image.HasMetaDataKey("ITK_InputFilterName"):
+        image.EraseMetaData("ITK_InputFilterName")  # the reader's note to itself, not the file's
+    return _plan(image, kind, stored, clipped, None if kind in _WITHOUT_GEOMETRY else affine)
+
+
+def plan_itk_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:
+    """Plan a new image from values and a RAS+ mm affine; PNG and TIFF keep the voxel size alone, with a warning.
+
+    Raises:
+        OutputError: If the format cannot hold the type, the dimensions or (2D .mha, .nrrd) a plane other than z = 0.
+    """
+    import SimpleITK as sitk
+
+    kind = _writable_kind(path)
+    if fault := affine_fault(affine):
+        raise OutputError(f"the affine to write is {fault}; expected a finite, invertible voxel-to-mm matrix.")
+    stored, clipped = _quantise(array, np.dtype(dtype), kind)
+    image = sitk.GetImageFromArray(stored.T)
+    origin, spacing, direction = itk_from_affine(affine, array.ndim)
+    image.SetSpacing(spacing)
+    if kind in _WITHOUT_GEOMETRY:
+        if not same_affine(affine, affine_from_itk([0.0] * 3, spacing_from_affine(affine), np.eye(3).ravel().tolist())):
+            logger.warning("%s: %s files keep no position or orientation; write .nii.gz to keep them.", path, kind)
+        return _plan(image, kind, stored, clipped, None)
+    if array.ndim == 2 and not fits_in_itk_plane(affine):
+        raise OutputError(f"{path}: a 2D {kind} file cannot hold where this slice lies; write .nii.gz instead.")
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return _plan(image, kind, stored, clipped, affine)
+
+
+def _plan(image: Any, kind: str, stored: np.ndarray, clipped: int, affine: np.ndarray | None) -> WritePlan:
+    import SimpleITK as sitk
+
+    def save(path: Path) -> None:
+        target = path.with_suffix(path.suffix.lower())  # ITK would write A.MHA as A.mhd and A.raw
+        try:
+            with _quiet():
+                sitk.WriteImage(image, str(target), useCompression=kind in ("mha", "nrrd"))
+            if target != path:
+                target.replace(path)
+        except RuntimeError as error:
+            raise OutputError(f"{path}: {kind} could not be written (disk full, or not permitted).") from error
+
+    return WritePlan(to_float32(stored, Path("the output")), affine, stored.dtype, clipped, save, _read)
+
+
+def _writable_kind(path: Path) -> str:
+    kind = KINDS.get(path.suffix.lower(), "")
+    if kind not in _WRITABLE_TYPES or path.suffix.lower() == ".mhd":
+        raise OutputError(f"{path}: cannot write {path.suffix}; expected .mha, .nrrd, .png, .tif or .tiff.")
+    return kind
+
+
+def _quantise(array: np.ndarray, dtype: np.dtype, kind: str) -> tuple[np.ndarray, int]:
+    allowed = [np.dtype(code).name for code in _WRITABLE_TYPES[kind].split()]
+    if allowed and dtype.name not in allowed:
+        raise OutputError(f"{kind} files hold {', '.join(allowed)}; got {dtype.name}. Write .mha or .nii.gz instead.")
+    if (kind == "png" and array.ndim != 2) or (kind == "tiff" and array.ndim == 3 and array.shape[2] == 1):
+        raise OutputError(f"{kind} files cannot hold shape {array.shape}; write .mha or .nii.gz instead.")
+    return quantise(array, dtype.newbyteorder("="))
+
+
+def _read(path: Path) -> Volume:
+    kind = KINDS.get(path.suffix.lower(), "")
+    if kind in _PHOTOS:
+        stored, affine = load_photo(path), lps_to_ras(np.eye(4))
+    else:
+        import SimpleITK as sitk
+
+        image, affine = _load(path, kind)
+        stored = sitk.GetArrayFromImage(image).T
+    return Volume(to_float32(stored, path), affine, stored.dtype, kind, path)
+
+
+def _load(path: Path, kind: str) -> tuple[Any, np.ndarray]:
+    """The SimpleITK image of a checked file and its affine."""
+    import SimpleITK as sitk
+
+    require_file(path)
+    pages = check_structure(path, kind)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(_IMAGE_IO[kind])  # the format its suffix promises, in any case (ITK knows .mha but not .MHA)
+    with _quiet(), _refusing(path):
+        reader.ReadImageInformation()
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    pixel_bytes = _pixel_bytes(reader.GetPixelID())
+    if components != 1 or not pixel_bytes:
+        raise ScanFileError(
+            f"{path}: pixels are {sitk.GetPixelIDValueAsString(reader.GetPixelID())} with {components} components; "
+            "expected one grey value a pixel. Convert colour images to grey, or split the components."
+        )
+    if len(size) not in (2, 3):
+        raise ScanFileError(f"{path}: the image is {len(size)}D with shape {size}; expected one 2D or 3D image.")
+    if pages > 1 and size[2:] != (pages,):
+        raise ScanFileError(f"{path}: the {pages} pages differ in size; expected slices of one shape.")
+    check_voxel_bytes(path, kind, math.prod(size) * pixel_bytes)
+    with _quiet(), _refusing(path):
+        image = reader.Execute()
+    affine = affine_from_itk(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+    if fault := affine_fault(affine):
+        raise ScanFileError(f"{path}: the affine of spacing, origin and direction is {fault}; correct the header.")
+    return image, affine
+
+
+def _pixel_bytes(pixel_id: int) -> int:
+    """Bytes of one real or integer pixel; 0 for any other SimpleITK pixel type."""
+    import SimpleITK as sitk
+
+    kinds = [(kind, bits) for kind in ("UInt", "Int", "Float") for bits in (8, 16, 32, 64)]
+    return next((bits // 8 for kind, bits in kinds if getattr(sitk, f"sitk{kind}{bits}", None) == pixel_id), 0)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ITK's warnings off stderr."""
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn SimpleITK's errors, pages of C++ sources, into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()[-160:]
+        raise ScanFileError(
+            f"{path}: ITK cannot read this file ({reason}); it is damaged or not what it says."
+        ) from error

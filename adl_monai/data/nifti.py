@@ -1,0 +1,162 @@
+"""The NIfTI door: .nii and .nii.gz, versions 1 and 2, read strictly and written with the source's own header bytes.
+
+Reading checks what common readers let pass: the gzip checksum at the end of the stream, the header's sizes against the
+file's, the scale, the affine. Writing like a source copies every byte before its voxels (codes, units, pixdim,
+descriptions, extensions, byte order), so nothing of the geometry is computed anew.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+
+from adl_monai.data.geometry import affine_fault, same_affine
+from adl_monai.data.nifti_header import Header, read_exactly, read_header, set_type, warn_of_geometry
+from adl_monai.data.volume import (
+    Volume,
+    WritePlan,
+    quantise,
+    report_clipped,
+    require_file,
+    to_float32,
+    warn_lost_digits,
+)
+from adl_monai.errors import OutputError, ScanFileError
+
+_GZIP_LEVEL = 1  # as nibabel: on scans, higher levels cost time and save next to nothing
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a NIfTI image of one volume.
+
+    Trailing dimensions of length 1 are dropped from the array (and written back by `write_nifti`). Spatial units of
+    metres or microns are converted to mm in the affine.
+
+    Raises:
+        UsageError: If there is no such file.
+        ScanFileError: If the file is damaged, claims more than it holds, has more than one volume, is complex or
+            colour, has NaN or infinite voxels, or an unusable scale or affine.
+    """
+    header, volume = _read(path)
+    warn_of_geometry(header, path)
+    warn_lost_digits(volume.array, header.dtype, path, header.slope)
+    return volume
+
+
+def write_nifti(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> int:
+    """Write values (``array``, float32, the source's shape) with the header of ``like``; returns the voxels clipped.
+
+    See `plan_nifti`. Writes straight to ``path``; `adl_monai.data.io.write_volume` writes whole or not at all.
+    """
+    plan = plan_nifti(array, like, dtype)
+    plan.save(path)
+    report_clipped(plan.clipped, plan.dtype, path)
+    return plan.clipped
+
+
+def write_nifti_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> int:
+    """Write values as a new NIfTI file; returns the voxels clipped. See `plan_nifti_from_affine`."""
+    plan = plan_nifti_from_affine(array, affine, dtype)
+    plan.save(path)
+    report_clipped(plan.clipped, plan.dtype, path)
+    return plan.clipped
+
+
+def plan_nifti(array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> WritePlan:
+    """Plan a file whose bytes before the voxels are those of ``like``.
+
+    Args:
+        array: Values, of the shape `read_nifti` gave for ``like``.
+        like: The NIfTI source.
+        dtype: ``same`` keeps the stored type, slope and intercept; a type (``float32``) changes only these fields:
+            datatype, bitpix, scl_slope = 1, scl_inter = 0.
+    """
+    with _stream(like) as stream:
+        header = read_header(stream, like)
+    if array.shape != header.shape:
+        raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {header.shape}.")
+    if isinstance(dtype, str) and dtype == "same":
+        return _plan(array, header)
+    fields = type(header.fields)(header.raw[: header.fields.sizeof_hdr], header.fields.endianness, check=False)
+    file_dtype = np.dtype(dtype).newbyteorder(fields.endianness)
+    set_type(fields, file_dtype)
+    raw = fields.binaryblock + header.raw[fields.sizeof_hdr :]
+    return _plan(array, Header(fields, raw, header.shape, file_dtype, 1.0, 0.0, header.affine))
+
+
+def plan_nifti_from_affine(array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:
+    """Plan a new file with this RAS+ mm affine as sform and, unless it shears, as qform (both "scanner").
+
+    Version 1, or 2 where an axis is too long for version 1. Slope 1, intercept 0, units mm.
+    """
+    fault = affine_fault(affine)
+    if fault:
+        raise OutputError(f"the affine to write is {fault}; expected a finite, invertible voxel-to-mm matrix.")
+    file_dtype = np.dtype(dtype).newbyteorder("<")
+    fields = (Nifti1Header if max(array.shape) <= np.iinfo(np.int16).max else Nifti2Header)(endianness="<")
+    fields.set_data_shape(array.shape)
+    set_type(fields, file_dtype)
+    fields.set_sform(affine, code="scanner")
+    fields.set_qform(affine, code="scanner", strip_shears=True)
+    if not same_affine(fields.get_qform(), affine):
+        fields["qform_code"] = 0
+    fields.set_xyzt_units("mm")
+    fields["magic"] = fields.single_magic
+    fields["vox_offset"] = fields.single_vox_offset
+    raw = fields.binaryblock.ljust(fields.single_vox_offset, b"\0")
+    return _plan(array, Header(fields, raw, array.shape, file_dtype, 1.0, 0.0, fields.get_best_affine()))
+
+
+def _plan(array: np.ndarray, header: Header) -> WritePlan:
+    stored, clipped = quantise(array, header.dtype, header.slope, header.inter)
+    expected = to_float32(stored, Path("the output"), header.slope, header.inter)
+
+    def save(path: Path) -> None:
+        voxels = stored.reshape(-1, order="F").data.cast("B")
+        with path.open("wb") as file:
+            if not path.name.lower().endswith(".gz"):
+                file.write(header.raw)
+                file.write(voxels)
+                return
+            # No name and no time in the gzip header: equal scans give equal files.
+            with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as stream:
+                stream.write(header.raw)
+                stream.write(voxels)
+
+    return WritePlan(expected, header.affine, header.dtype, clipped, save, lambda path: _read(path)[1])
+
+
+def _read(path: Path) -> tuple[Header, Volume]:
+    with _stream(path) as stream:
+        header = read_header(stream, path)
+        voxels = bytearray(math.prod(header.shape) * header.dtype.itemsize)
+        read_exactly(stream, memoryview(voxels), path)
+        if path.name.lower().endswith(".gz"):
+            while stream.read(1 << 20):  # the checksum is compared only at the end of the stream
+                pass
+    stored = np.frombuffer(voxels, header.dtype).reshape(header.shape, order="F")
+    values = to_float32(stored, path, header.slope, header.inter)
+    return header, Volume(values, header.affine, header.dtype, "nifti", path)
+
+
+@contextmanager
+def _stream(path: Path) -> Iterator[IO[bytes]]:
+    require_file(path)
+    try:
+        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+            yield stream  # type: ignore[misc]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ScanFileError(
+            f"{path}: the gzip stream is damaged or cut short ({error}); copy the file again from its source."
+        ) from error
+    except OSError as error:
+        raise ScanFileError(f"{path}: cannot be read ({error.strerror or error}); check the disk.") from error

@@ -1,0 +1,206 @@
+"""A scan in memory, and the voxel arithmetic that every reader and writer shares.
+
+Stored voxels become values by ``value = stored * slope + inter`` and values become stored voxels by the inverse,
+rounded and saturated. Both directions live here once, so a writer can say beforehand what a reader must find.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adl_monai.data.geometry import spacing_from_affine
+from adl_monai.errors import OutputError, ScanFileError, UsageError
+
+logger = logging.getLogger("adl_monai")
+
+_BLOCK = 16  # slices converted at a time, so that no float64 copy of a whole scan exists
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One scan: its values, where they lie in the patient, and how the file stored them.
+
+    Attributes:
+        array: float32 values (slope and intercept applied) in stored index order: (columns, rows[, slices]) for every
+            format, without a channel axis, C-contiguous.
+        affine: (4, 4) float64, voxel index to RAS+ millimetres; for 2D images too.
+        dtype: The type of the voxels on disk; with its byte order for NIfTI, else native.
+        format: ``nifti``, ``dicom``, ``mha``, ``nrrd``, ``png``, ``tiff``, ``jpeg``, ``bmp`` or ``synthetic``.
+        path: The file or, for a DICOM series, the folder.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    dtype: np.dtype
+    format: str
+    path: Path
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size in mm, one number per axis of ``array``."""
+        return spacing_from_affine(self.affine)[: self.array.ndim]
+
+
+@dataclass(frozen=True, eq=False)
+class WritePlan:
+    """A file about to be written and what a reader must find in it afterwards.
+
+    Attributes:
+        array: float32 values as they will be read back (after rounding and saturation).
+        affine: (4, 4) voxel to RAS mm as it will be read back, or None where the format cannot hold it.
+        dtype: The type of the stored voxels.
+        clipped: Number of voxels that did not fit that type and were saturated.
+        save: Writes the file to a path; raises OSError or OutputError.
+        load: Reads such a file back without logging warnings.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray | None
+    dtype: np.dtype
+    clipped: int
+    save: Callable[[Path], None]
+    load: Callable[[Path], Volume]
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path that is not a file, and an empty file.
+
+    Raises:
+        UsageError: If there is no file of this name.
+        ScanFileError: If it holds no bytes or may not be read.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; check the name.")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ScanFileError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
+    if size == 0:
+        raise ScanFileError(f"{path}: the file is empty (0 bytes); copy it again from its source.")
+
+
+def to_float32(stored: np.ndarray, path: Path, slope: float = 1.0, inter: float = 0.0) -> np.ndarray:
+    """Values of stored voxels: ``stored * slope + inter`` in double precision, then float32.
+
+    Args:
+        stored: Integer or real voxels of any shape.
+        path: Named in errors.
+        slope: Finite and not 0.
+        inter: Finite.
+
+    Returns:
+        A C-contiguous float32 array of the same shape.
+
+    Raises:
+        ScanFileError: If stored voxels are NaN or infinite, or values leave the range of float32.
+    """
+    if stored.dtype.kind == "f":
+        finite = int(np.count_nonzero(np.isfinite(stored)))
+        if finite != stored.size:
+            raise ScanFileError(
+                f"{path}: {stored.size - finite} of {stored.size} voxels are NaN or infinite; expected finite values "
+                "only. Replace them (for example with the background value) and try again."
+            )
+    if abs(slope) < float(np.finfo(np.float32).tiny):
+        raise ScanFileError(f"{path}: the scale slope {slope:g} is too small for float32; correct the header.")
+    values = np.empty(stored.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, stored.shape[-1], _BLOCK):
+            block = stored[..., start : start + _BLOCK]
+            values[..., start : start + _BLOCK] = (
+                block if slope == 1 and inter == 0 else block.astype(np.float64) * slope + inter
+            )
+    finite = int(np.count_nonzero(np.isfinite(values)))
+    if finite != values.size:
+        raise ScanFileError(
+            f"{path}: {values.size - finite} values exceed the range of float32 (3.4e38, slope {slope:g}, "
+            f"intercept {inter:g}); rescale the image or correct its header."
+        )
+    return values
+
+
+def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slope: float = 1.0) -> None:
+    """Warn when float32 cannot tell neighbouring integer codes of this scan apart."""
+    if stored_dtype.kind not in "iu":
+        return
+    peak = np.float32(max(abs(float(values.max())), abs(float(values.min()))))
+    if np.spacing(np.nextafter(peak, np.float32(0))) > abs(slope):
+        logger.warning(
+            "%s: %s voxels reach %g, where float32 resolves steps of %g but the file holds steps of %g; "
+            "the last digits are lost.",
+            path,
+            stored_dtype.name,
+            peak,
+            np.spacing(peak),
+            abs(slope),
+        )
+
+
+def quantise(values: np.ndarray, dtype: np.dtype, slope: float = 1.0, inter: float = 0.0) -> tuple[np.ndarray, int]:
+    """Stored voxels of values: ``rint((values - inter) / slope)``, saturated to ``dtype``, never wrapped.
+
+    Args:
+        values: Finite values, any shape.
+        dtype: Type of the stored voxels; real types are not rounded.
+        slope: Finite and not 0.
+        inter: Finite.
+
+    Returns:
+        The stored voxels (Fortran order, as files hold them) and the number of saturated ones.
+
+    Raises:
+        OutputError: If values are not finite, or too large for a real ``dtype``.
+    """
+    broken = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if broken:
+        raise OutputError(f"{broken} of {values.size} values to write are NaN or infinite; nothing was written.")
+    stored = np.empty(values.shape, dtype, order="F")
+    clipped = 0
+    with np.errstate(over="ignore"):
+        for start in range(0, values.shape[-1], _BLOCK):
+            block = (values[..., start : start + _BLOCK].astype(np.float64) - inter) / slope
+            if dtype.kind in "iu":
+                low, high = _integer_bounds(dtype)
+                np.rint(block, out=block)
+                clipped += int(np.count_nonzero((block < low) | (block > high)))
+                np.clip(block, low, high, out=block)
+            stored[..., start : start + _BLOCK] = block
+    if dtype.kind == "f" and not np.isfinite(stored).all():
+        raise OutputError(f"values up to {np.abs(values).max():g} do not fit {dtype.name}; write a wider type.")
+    return stored, clipped
+
+
+def plain_dtype(volume: Volume) -> np.dtype:
+    """The type that holds this volume's *values* (no slope) in another format.
+
+    Integers stay integers where all values are whole: the stored type if it holds them, else int16, uint16 or int32.
+    Anything else becomes a real type: the stored one, or float32.
+    """
+    native = volume.dtype.newbyteorder("=")
+    if native.kind == "f":
+        return native
+    low, high = float(volume.array.min()), float(volume.array.max())
+    if np.array_equal(volume.array, np.rint(volume.array)):
+        for dtype in (native, np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32)):
+            smallest, largest = _integer_bounds(dtype)
+            if smallest <= low and high <= largest:
+                return dtype
+    return np.dtype(np.float32)
+
+
+def report_clipped(clipped: int, dtype: np.dtype, path: Path) -> None:
+    """Log how many voxels were saturated, if any were."""
+    if clipped:
+        logger.warning("%s: %d voxels do not fit %s and were saturated.", path, clipped, dtype.name)
+
+
+def _integer_bounds(dtype: np.dtype) -> tuple[float, float]:
+    """Smallest and largest float64 that convert to ``dtype`` without wrapping."""
+    limits = np.iinfo(dtype)
+    high = float(limits.max)
+    return float(limits.min), high if int(high) <= limits.max else float(np.nextafter(high, 0))

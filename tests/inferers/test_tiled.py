@@ -1,0 +1,88 @@
+"""Any size in, the same size out; tiles blend into what the whole image would give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from adl_monai.inferers import TiledInferer
+from adl_monai.inferers.tiled import pad_by_reflection
+
+
+class Smooth(nn.Module):
+    """A 3x3[x3] mean: a network with a known, small receptive field. Refuses sizes that are not multiples of 8."""
+
+    def __init__(self, spatial_dims: int) -> None:
+        super().__init__()
+        self.pool = (nn.AvgPool2d if spatial_dims == 2 else nn.AvgPool3d)(3, 1, 1, count_include_pad=False)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        assert all(size % 8 == 0 for size in noisy.shape[2:]), noisy.shape
+        return self.pool(noisy)
+
+
+@pytest.mark.parametrize("shape", [(37, 61, 23), (8, 8, 8), (1, 40, 5), (64, 3, 33)])
+def test_an_identity_network_returns_the_image(shape: tuple[int, ...]) -> None:
+    image = torch.rand(2, 1, *shape)
+    denoised = TiledInferer(3, 16, precision="fp32")(image, nn.Identity())
+    assert denoised.shape == image.shape
+    torch.testing.assert_close(denoised, image, rtol=1e-5, atol=1e-6)
+
+
+def test_a_2d_image_of_odd_size() -> None:
+    image = torch.rand(1, 1, 37, 61)
+    torch.testing.assert_close(TiledInferer(2, 32)(image, nn.Identity()), image, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5])
+def test_tiles_agree_with_the_whole_image(overlap: float) -> None:
+    image = torch.rand(1, 1, 45, 40, 31)
+    network = Smooth(3)
+    whole = TiledInferer(3, 64, precision="fp32")(image, network)
+    tiled = TiledInferer(3, 16, overlap, batch_size=3, precision="fp32")(image, network)
+    # The outermost voxels of a tile miss their neighbours, but weigh next to nothing.
+    assert (tiled - whole).abs().max() < 5e-3
+    assert (tiled - whole).abs().mean() < 1e-4
+
+
+def test_a_2d_network_runs_on_each_slice() -> None:
+    volume = torch.rand(2, 1, 24, 19, 5)
+    inferer, network = TiledInferer(2, 16, precision="fp32"), Smooth(2)
+    denoised = inferer(volume, network)
+    for index in range(volume.shape[-1]):
+        torch.testing.assert_close(denoised[..., index], inferer(volume[..., index], network))
+
+
+def test_a_3d_network_refuses_a_2d_image() -> None:
+    with pytest.raises(ValueError, match="use a 2D model"):
+        TiledInferer(3, 16)(torch.rand(1, 1, 16, 16), nn.Identity())
+
+
+def test_metadata_comes_along() -> None:
+    affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0]))
+    image = MetaTensor(torch.rand(1, 1, 9, 10, 11), affine=affine)
+    denoised = TiledInferer(3, 16)(image, nn.Identity())
+    assert isinstance(denoised, MetaTensor)
+    assert torch.equal(denoised.affine, image.affine)
+
+
+def test_blending_is_in_float32_under_low_precision() -> None:
+    denoised = TiledInferer(3, 16, precision="bf16")(torch.rand(1, 1, 20, 20, 20), nn.Conv3d(1, 1, 1))
+    assert denoised.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13])
+def test_padding_mirrors_as_numpy_does(size: int) -> None:
+    image = torch.rand(1, 1, size, 4)
+    padded = pad_by_reflection(image, 8)
+    expected = np.pad(image.numpy(), [(0, 0), (0, 0), (0, -size % 8), (0, 4)], mode="reflect")
+    np.testing.assert_array_equal(padded.numpy(), expected)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(12, 0.25), ((16, 16), 0.25), (0, 0.25), (16, 1.0)])
+def test_impossible_tiles_are_refused(tile: object, overlap: float) -> None:
+    with pytest.raises(ValueError, match=r"tile|overlap"):
+        TiledInferer(3, tile, overlap)

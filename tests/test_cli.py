@@ -1,0 +1,117 @@
+"""The skin over the library: help at once, errors as one paragraph and an exit code, nothing printed when quiet."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adl_monai.cli import cli
+from tests.conftest import TINY
+
+COMMANDS = ["infer", "train", "evaluate", "prepare", "export", "info"]
+SETTINGS = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+
+
+def run(*arguments: str, **named: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "adl_monai", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **named)
+
+
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; from adl_monai.cli import cli\n"
+        f"try: cli({[*command, '--help']!r})\n"
+        "except SystemExit as done: assert done.code == 0\n"
+        "heavy = {'torch', 'monai', 'numpy', 'SimpleITK', 'nibabel', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_errors_are_one_paragraph_with_an_exit_code(tmp_path: Path) -> None:
+    done = run("infer", "missing.nii.gz", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: input missing.nii.gz does not exist")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+    (tmp_path / "bad.json").write_text('{"training": [}')
+    done = run("train", "bad.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "line 1" in done.stderr or "1:" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+    assert run("train", cwd=tmp_path).returncode == 2
+    assert "Traceback" in run("--debug", "infer", "missing.nii.gz", cwd=tmp_path).stderr
+
+
+def test_diverging_training_exits_with_6_and_keeps_the_checkpoint(manifest: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(manifest), "-o", str(tmp_path / "run"), *SETTINGS]
+    assert run(*arguments, "--epochs", "1").returncode == 0
+    kept = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
+    done = run(
+        *arguments, "--epochs", "3", "--resume", "--set", "loss#scale_weights=[1e38,1e38,1e38]", "--set", "loss#l1=1e38"
+    )
+    assert done.returncode == 6, done.stderr
+    assert "last good checkpoint is kept" in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == kept
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_their_codes(manifest: Path, tmp_path: Path, number: int, code: int) -> None:
+    settings = [*SETTINGS, "--epochs", "500"]
+    command = [sys.executable, "-m", "adl_monai", "train", str(manifest), "-o", str(tmp_path / "run"), *settings]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_train_evaluate_infer_export_and_info_work_together(manifest: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = run("train", str(manifest), "-o", "run", *SETTINGS, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "3 epochs" in done.stdout
+    assert done.stderr == "", "quiet when piped"
+
+    done = run("evaluate", str(manifest), "--model", "run", "--sigma", "0.05", "--sigma", "0.1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
+    assert [(row["sigma"], row["case"] == "mean") for row in rows] == [
+        (0.05, False),
+        (0.05, False),
+        (0.05, True),
+        (0.1, False),
+        (0.1, False),
+        (0.1, True),
+    ]
+    # Noise of sigma has a PSNR of -20 log10(sigma) at a data range of 1.
+    assert rows[2]["psnr_noisy"] == pytest.approx(26.02, abs=0.1)
+    assert rows[5]["psnr_noisy"] == pytest.approx(20.0, abs=0.1)
+    assert rows[2]["psnr"] == pytest.approx((rows[0]["psnr"] + rows[1]["psnr"]) / 2)
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 7
+
+    for kind, name in (("torchscript", "m.ts"), ("bundle", "exported")):
+        done = run("export", "run", "--format", kind, "-o", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / name).exists()
+    facts = CliRunner().invoke(cli, ["info"])
+    assert json.loads(facts.output)["bundles"].keys() == {"adl_denoise_2d", "adl_denoise_3d"}
