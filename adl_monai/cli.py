@@ -66,6 +66,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     "--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True, help="Of the output."
 )
 @click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 input, 1 denoised.")
+@click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
 @OVERWRITE
 @click.option("--preview", is_flag=True, help="Also write a PNG: noisy, denoised, residual.")
 @click.pass_obj
@@ -94,6 +95,7 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
 @click.option(
     "--dims", "spatial_dims", type=click.Choice(["2", "3"]), default="3", show_default=True, help="2D or 3D model."
 )
+@click.option("--preset", type=click.Choice(["default", "paper"]), default="default", show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="Length of the run.  [default: the bundle's]")
 @click.option("--batch-size", type=click.IntRange(1), help="Patches per step.  [default: the bundle's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the bundle's]")
@@ -109,6 +111,7 @@ def train(
     manifest: Path,
     run_dir: Path,
     spatial_dims: str,
+    preset: str,
     epochs: int | None,
     device: str,
     settings: tuple[tuple[str, Any], ...],
@@ -132,6 +135,7 @@ def train(
         manifest,
         run_dir,
         spatial_dims=int(spatial_dims),
+        preset=preset,
         resume=resume,
         overwrite=overwrite,
         overrides={**dict(settings), **overrides},

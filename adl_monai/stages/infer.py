@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -15,7 +16,7 @@ from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
-from adl_monai.errors import AdlError, ModelError, UsageError, surfacing_user_errors
+from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, UsageError, surfacing_user_errors
 from adl_monai.stages.outputs import Job, plan_jobs, write_preview
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def infer(
     precision: str = "auto",
     dtype: str = "same",
     strength: float = 1.0,
+    series: str | None = None,
     overwrite: bool = False,
     preview: bool = False,
     progress: bool = False,
@@ -57,6 +59,7 @@ def infer(
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16`` for the network.
         dtype: ``same`` as the source, or ``float32``.
         strength: 0 returns the input, 1 the fully denoised image; linear between.
+        series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
         overwrite: Replace existing outputs.
         preview: Also write ``<name>_denoised_preview.png``: noisy, denoised, residual.
         progress: Show a bar over the tiles.
@@ -77,6 +80,7 @@ def infer(
         device=device,
         precision=precision,
         strength=strength,
+        series=series,
         output_dtype=dtype,
         overwrite=overwrite,
         progress=progress,
@@ -85,7 +89,7 @@ def infer(
     failures: list[AdlError] = []
     for job in jobs:
         try:
-            with surfacing_user_errors():
+            with surfacing_user_errors(), _reporting_memory(job.source):
                 result = _denoise_job(denoiser, job, preview)
         except AdlError as error:
             if len(jobs) == 1:
@@ -188,6 +192,23 @@ def _denoise_job(denoiser: Denoiser, job: Job, preview: bool) -> InferenceResult
         write_preview(job.preview, noisy, case["pred"])
     case = denoiser.postprocessing(case)
     return InferenceResult(job.source, job.output, int(case["pred_clipped"]))
+
+
+@contextmanager
+def _reporting_memory(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        # torch's CPU allocator raises a plain RuntimeError.
+        if (
+            isinstance(error, RuntimeError)
+            and "allocate memory" not in str(error)
+            and "out of memory" not in str(error)
+        ):
+            raise
+        raise OutOfMemoryError(
+            f"not enough memory to denoise {source}; close other programs, use --device cpu, or a machine with more."
+        ) from error
 
 
 def _check_axes(denoiser: Denoiser, image: torch.Tensor) -> None:

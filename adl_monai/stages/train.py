@@ -36,6 +36,7 @@ def train(
     run_dir: str | Path,
     *,
     spatial_dims: int = 3,
+    preset: str = "default",
     resume: bool = False,
     overwrite: bool = False,
     overrides: Mapping[str, Any] | None = None,
@@ -52,6 +53,7 @@ def train(
         manifest: Path of a manifest; see ``adl_monai.manifest``.
         run_dir: Folder to write.
         spatial_dims: 2 trains on slices and images, 3 on volumes.
+        preset: ``default``, or ``paper`` for the published network and losses (``paper.json`` over ``train.json``).
         resume: Go on from the run folder's last checkpoint.
         overwrite: Start anew in a folder that holds a run, deleting that run's files.
         overrides: Config ids of ``train.json`` and their values, such as ``{"max_epochs": 10}``.
@@ -68,6 +70,8 @@ def train(
         raise UsageError(f"{manifest} has no case under 'training'; add some, or write one with adl-monai prepare.")
     if spatial_dims not in (2, 3):
         raise UsageError(f"spatial_dims {spatial_dims} is not 2 or 3.")
+    if preset not in ("default", "paper"):
+        raise UsageError(f"preset {preset!r} is unknown; expected default or paper.")
     check_pairs(parsed)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
@@ -76,11 +80,11 @@ def train(
 
     source = shipped_bundle(spatial_dims)
     values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **(overrides or {})}
-    configs = ("train", "multi_gpu_train") if distributed else ("train",)
+    configs = ("train", *(["paper"] if preset == "paper" else []), *(["multi_gpu_train"] if distributed else []))
     checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
     workflow = open_workflow(source, configs, "train", {**values, **checked})
     if main_process:
-        _record_options(run_dir, values)
+        _record_options(run_dir, {"spatial_dims": spatial_dims, "preset": preset, **values})
         plain = {key: workflow.parser[key] for key in PLAIN_KEYS if key in workflow.parser}
         write_bundle(source, run_dir / "bundle", workflow.parser["network_def"], plain)
     handler = _log_to(run_dir) if main_process else None

@@ -31,10 +31,7 @@ def scales(clean: Tensor, noise: float, seed: int = 5) -> list[Tensor]:
 def test_terms_and_total_by_hand(spatial_dims: int, kind: str) -> None:
     clean = image(2, 1, *(16,) * spatial_dims)
     denoised, fake = scales(clean, 0.1), logits(spatial_dims)
-    loss = ADLLoss(
-        l1=2.0, texture=3.0, histogram=0.5, adversarial=0.25, adversarial_kind=kind, planes=2, bins=64,
-        scale_weights=(1.0, 0.5, 0.25),
-    )  # fmt: skip
+    loss = ADLLoss(2.0, 3.0, 0.5, 0.25, kind, planes=2, bins=64, scale_weights=(1.0, 0.5, 0.25))
 
     def over_scales(measure: object) -> Tensor:
         targets = area_pyramid(clean)

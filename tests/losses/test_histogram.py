@@ -131,6 +131,7 @@ def test_autocast_changes_nothing() -> None:
         inside = HistogramLoss()(denoised, clean)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, HistogramLoss()(denoised, clean))
+    assert soft_histogram(denoised.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux only")

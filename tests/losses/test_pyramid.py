@@ -34,16 +34,17 @@ def test_planes_equal_a_dense_convolution(sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(16, 12), (9, 10, 4)])
-def test_planes_have_no_mean_shift_and_add_up(sizes: tuple[int, ...]) -> None:
-    flat = detail_planes(torch.full((1, 1, *sizes), 7.0))
-    assert all(plane.abs().max() < 1e-5 for plane in flat)
-    noisy = image(1, 1, *sizes)
-    fine, middle = detail_planes(noisy, 3), detail_planes(noisy, 2)
-    assert len(fine) == 3
-    torch.testing.assert_close(fine[:2], middle)
+def test_a_flat_image_has_no_detail(sizes: tuple[int, ...]) -> None:
+    assert all(plane.abs().max() < 1e-5 for plane in detail_planes(torch.full((1, 1, *sizes), 7.0)))
 
 
-@pytest.mark.parametrize(("period", "plane"), [(2, 0), (6, 1), (14, 2)])
+def test_planes_are_finest_first_however_many() -> None:
+    noisy = image(1, 1, 16, 12)
+    assert len(detail_planes(noisy, 4)) == 4
+    torch.testing.assert_close(detail_planes(noisy, 4)[:2], detail_planes(noisy, 2))
+
+
+@pytest.mark.parametrize(("period", "plane"), [(2, 0), (7, 1), (14, 2)])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_a_frequency_band_lands_in_its_plane(period: int, plane: int, spatial_dims: int) -> None:
     shape = (1, 1, 84, *(6,) * (spatial_dims - 1))

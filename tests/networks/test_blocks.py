@@ -9,6 +9,11 @@ from adl_monai.networks.blocks import ContentEnhancer, ResidualBlock, Transforme
 GROUP = ("group", {"num_groups": 4})
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_residual_block_changes_channels_and_size(spatial_dims: int, stride: int) -> None:
@@ -51,7 +56,6 @@ def test_head_halves_its_channels_but_keeps_one(spatial_dims: int) -> None:
 
 
 def test_head_gives_raw_values() -> None:
-    torch.manual_seed(0)
     raw = TransformerHead(2, 8, 1, depth=1)(50 * torch.randn(2, 8, 16, 16))
     assert raw.abs().max() > 1
 
@@ -70,7 +74,6 @@ def test_group_norm_without_groups_is_refused() -> None:
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_content_enhancer_sees_thirteen_voxels_around(spatial_dims: int) -> None:
-    torch.manual_seed(0)
     enhancer = ContentEnhancer(spatial_dims, 1, 3, norm=None, act="prelu")
     noisy = torch.zeros(1, 1, *(33, 29, 29)[:spatial_dims], requires_grad=True)
     with torch.no_grad():

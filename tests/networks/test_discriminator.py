@@ -8,6 +8,11 @@ from adl_monai.networks import EfficientUNetDiscriminator
 SMALL = (4, 6, 8, 10)
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize(("spatial_dims", "parameters"), [(2, 988_750), (3, 2_862_118)])
 def test_paper_preset(spatial_dims: int, parameters: int) -> None:
     discriminator = EfficientUNetDiscriminator(spatial_dims)
@@ -20,7 +25,6 @@ def test_paper_preset(spatial_dims: int, parameters: int) -> None:
 @pytest.mark.parametrize("norm", ["batch", ("group", {"num_groups": 4}), "instance", None])
 @pytest.mark.parametrize("act", ["relu", ("leakyrelu", {"negative_slope": 0.1})])
 def test_masks_reach_every_parameter_and_the_image(norm: object, act: object) -> None:
-    torch.manual_seed(0)
     discriminator = EfficientUNetDiscriminator(2, 2, filters=(8, 12, 16, 20), norm=norm, act=act)
     image = torch.rand(2, 2, 16, 24, requires_grad=True)
     sum(mask.square().mean() for mask in discriminator(image)).backward()
@@ -40,14 +44,12 @@ def test_each_mask_trains_its_own_mapper() -> None:
 
 
 def test_logits_are_not_squashed() -> None:
-    torch.manual_seed(0)
     discriminator = EfficientUNetDiscriminator(2, filters=SMALL, norm=None)
     logits = discriminator(1000 * torch.rand(1, 1, 16, 16))
     assert all(mask.abs().max() > 1 for mask in logits)
 
 
 def test_it_learns_to_tell_two_kinds_of_image_apart() -> None:
-    torch.manual_seed(0)
     discriminator = EfficientUNetDiscriminator(2, filters=SMALL, act=("leakyrelu", {"negative_slope": 0.1}))
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
     smooth = torch.nn.functional.interpolate(torch.rand(4, 1, 4, 4), scale_factor=4, mode="bilinear")

@@ -13,6 +13,11 @@ GROUP = ("group", {"num_groups": 4})
 SIZES = (16, 24, 8)
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def image(spatial_dims: int, channels: int = 1, batch: int = 2) -> Tensor:
     return torch.rand(batch, channels, *SIZES[:spatial_dims], generator=torch.Generator().manual_seed(1))
 
@@ -68,7 +73,6 @@ def test_full_scale_alone_skips_the_other_heads() -> None:
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("norm", ["batch", GROUP, "instance", None])
 def test_fresh_residual_network_is_nearly_an_identity(spatial_dims: int, norm: object) -> None:
-    torch.manual_seed(0)
     noisy = 2 * image(spatial_dims, channels=2) - 0.5
     denoised = EfficientUNet(spatial_dims, 2, 2, filters=(16, 24, 32, 40), norm=norm, head="residual")(noisy)
     for one, same in zip(denoised, area_averages(noisy), strict=True):
@@ -80,7 +84,6 @@ def test_fresh_residual_network_is_nearly_an_identity(spatial_dims: int, norm: o
 
 @pytest.mark.parametrize("scale", [0.25, 8.0])
 def test_without_norm_scaling_the_image_scales_the_output(scale: float) -> None:
-    torch.manual_seed(0)
     denoiser = EfficientUNet(2, filters=SMALL, norm=None, head="residual", multi_scale=False)
     nn.init.normal_(denoiser.head1.project.weight)  # far from the identity, for which this holds anyway
     noisy = image(2)
@@ -94,7 +97,8 @@ def test_output_is_float32_under_autocast(head: str) -> None:
     noisy = image(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         denoised = denoiser(noisy)
-    assert all(one.dtype == torch.float32 for one in denoised)
+        from_half = denoiser(noisy.bfloat16())
+    assert all(one.dtype == torch.float32 for one in [*denoised, *from_half])
     assert (denoised[0] - denoiser(noisy)[0]).abs().max() < 0.05
 
 
@@ -109,7 +113,6 @@ def test_residual_is_subtracted_in_float32() -> None:
 @pytest.mark.parametrize("head", ["sigmoid", "residual"])
 @pytest.mark.parametrize("norm", ["batch", GROUP, "instance", None])
 def test_one_step_is_finite_and_reaches_every_parameter(norm: object, head: str) -> None:
-    torch.manual_seed(0)
     denoiser = EfficientUNet(3, filters=(8, 12, 16, 20), norm=norm, head=head)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-3)
     noisy = torch.rand(2, 1, 16, 16, 16)

@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from click.testing import CliRunner
@@ -16,7 +17,7 @@ from pydicom.data import get_testdata_file
 
 import adl_monai
 from adl_monai.cli import cli
-from adl_monai.errors import AdlError, ModelError, OutputError, ScanFileError, UsageError
+from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, OutputError, ScanFileError, UsageError
 from adl_monai.stages.infer import infer
 
 Model = Callable[..., Path]
@@ -283,3 +284,31 @@ def test_the_command_line(tmp_path: Path, identity_model: Model, rng: np.random.
         assert sorted(p.name for p in Path(here).iterdir()) == ["scan_denoised.nii.gz", "scan_denoised_preview.png"]
     picture = sitk.GetArrayFromImage(sitk.ReadImage(str(Path(here) / "scan_denoised_preview.png")))
     assert picture.shape == (16, 3 * 16)
+
+
+def test_a_folder_of_two_series_asks_which(tmp_path: Path, identity_model: Model) -> None:
+    files = sorted(Path(get_testdata_file("dicomdirtests/98892001/CT5N/2062")).parent.iterdir())
+    folder = tmp_path / "both"
+    folder.mkdir()
+    for index, source in enumerate(files):
+        for number in (41, 42):
+            image = pydicom.dcmread(source)
+            image.SeriesNumber = number
+            image.SeriesInstanceUID += f".{number}"
+            image.SOPInstanceUID += f".{number}"
+            image.save_as(folder / f"{number}_{index}.dcm")
+    with pytest.raises(UsageError, match="--series"):
+        infer([folder], tmp_path / "out", model=identity_model(3))
+    (result,) = infer([folder], tmp_path / "out", model=identity_model(3), series="42")
+    assert nib.load(result.output).shape == (16, 16, 5)
+
+
+def test_too_little_memory_is_said(tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+    source = write_nifti(tmp_path / "scan.nii", np.arange(4096).reshape(16, 16, 16).astype(np.int16))
+    monkeypatch.setattr("adl_monai.inferers.TiledInferer.__call__", allocate)
+    with pytest.raises(OutOfMemoryError, match="not enough memory"):
+        infer([source], tmp_path / "out", model=identity_model(3))
+    assert not list((tmp_path / "out").iterdir())

@@ -1,0 +1,53 @@
+"""What a training leaves behind to be looked at."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from adl_monai.engines.preview import preview_row
+from adl_monai.engines.progress import ProgressHandler
+from adl_monai.stages.train import train
+from tests.conftest import TINY
+
+
+def test_scalars_and_pictures_reach_tensorboard(manifest: Path, tmp_path: Path) -> None:
+    result = train(manifest, tmp_path / "run", overrides={**TINY, "patches_per_epoch": 40})
+    # Everything of one run, whichever of its writers wrote it.
+    scalars: dict[str, list[float]] = {}
+    pictures: dict[str, list[bytes]] = {}
+    for file in (tmp_path / "run" / "tensorboard").glob("events*"):
+        events = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+        for tag in events.Tags()["images"]:
+            pictures.setdefault(tag, []).extend(event.encoded_image_string for event in events.Images(tag))
+    assert {"loss", "l1", "texture", "histogram", "adversarial", "discriminator"} <= set(scalars)
+    assert len(scalars["psnr"]) == len(scalars["ssim"]) == 3
+    assert abs(scalars["psnr"][-1] - result.metrics["psnr"]) < 1e-4
+    (rows,) = pictures.values()
+    assert len(rows) == 3
+    # noisy, denoised, clean and residual of 16 x 16 voxels
+    assert np.asarray(Image.open(io.BytesIO(rows[0]))).shape[:2] == (16, 64)
+    log = (tmp_path / "run" / "train.log").read_text()
+    for phase in ("denoiser", "discriminator", "adversarial"):
+        assert f"{phase}: loss" in log
+
+
+def test_a_preview_shows_the_middle_slice_upright() -> None:
+    noisy = torch.zeros(1, 4, 6, 5)
+    noisy[0, 3, 5, 2] = 1.0  # largest x, largest y: top right
+    row = preview_row(noisy, torch.zeros_like(noisy))
+    assert row.shape == (1, 6, 3 * 4)
+    assert row[0, 0, 3] == 1.0
+    assert row[0].sum() == 1 + 0.5 * 23 + 1  # the picture, the mid-grey residual, and its white voxel
+
+
+def test_the_bar_is_quiet_without_a_terminal() -> None:
+    assert ProgressHandler().show is False
+    assert ProgressHandler(show=True, active=False).show is False

@@ -1,0 +1,126 @@
+"""A manifest of any allowed kind trains, and the run folder holds a model that denoises."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from pydicom.data import get_testdata_file
+
+import adl_monai
+from adl_monai.errors import ManifestError, OutputError, UsageError
+from adl_monai.stages.evaluate import evaluate
+from adl_monai.stages.train import train
+from tests.conftest import TINY, TINY_2D
+
+
+def write_manifest(path: Path, **splits: list[dict[str, object]]) -> Path:
+    path.write_text(json.dumps(splits))
+    return path
+
+
+def volume(path: Path, shape: tuple[int, ...], seed: int, noise: float = 0.0) -> str:
+    clean = np.indices(shape).sum(0).astype(np.float32) * 10
+    clean += noise * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(clean, np.diag([1.0, 1.0, 3.0, 1.0])), path)
+    return path.name
+
+
+def test_a_2d_model_trains_on_slices_and_images_of_all_kinds(tmp_path: Path) -> None:
+    shutil.copy(get_testdata_file("MR_small.dcm"), tmp_path / "mr.dcm")
+    picture = np.random.default_rng(0).integers(0, 4000, (40, 33))
+    sitk.WriteImage(sitk.GetImageFromArray(picture.astype(np.uint16)), str(tmp_path / "picture.png"))
+    sitk.WriteImage(sitk.GetImageFromArray(picture.astype(np.float32)), str(tmp_path / "picture.tif"))
+    images = ["mr.dcm", "picture.png", "picture.tif", volume(tmp_path / "thick.nii.gz", (25, 30, 4), 0)]
+    manifest = write_manifest(
+        tmp_path / "m.json",
+        training=[{"image": name} for name in images],
+        validation=[{"synthetic": {"shape": [24, 24]}}],
+    )
+    result = train(manifest, tmp_path / "run", spatial_dims=2, overrides=TINY_2D)
+    assert result.epochs == 3
+    assert adl_monai.denoise(picture.astype(np.float32), result.run_dir).shape == (40, 33)
+    assert adl_monai.denoise(np.stack([picture] * 3, -1), tmp_path / "run" / "bundle").shape == (40, 33, 3)
+
+
+def test_real_pairs_and_clean_scans_train_together(tmp_path: Path) -> None:
+    clean = volume(tmp_path / "clean.nii.gz", (20, 21, 22), 0)
+    noisy = volume(tmp_path / "noisy.nii.gz", (20, 21, 22), 1, noise=30)
+    thin = volume(tmp_path / "thin.nii.gz", (20, 20, 3), 2)
+    manifest = write_manifest(
+        tmp_path / "m.json",
+        training=[{"image": noisy, "label": clean}, {"image": thin}],
+        test=[
+            {
+                "image": volume(tmp_path / "b.nii.gz", (20, 21, 22), 3, noise=30),
+                "label": volume(tmp_path / "a.nii.gz", (20, 21, 22), 0),
+            }
+        ],
+    )
+    result = train(manifest, tmp_path / "run", overrides=TINY)
+    # Nothing validates: the last epoch's average is the model.
+    assert result.best_epoch is None
+    assert (result.bundle / "models" / "model.pt").is_file()
+    rows = evaluate(manifest, tmp_path / "metrics.json", model=result.run_dir, sigmas=[0.1, 0.2])
+    # A real pair has the noise it has, whatever level clean cases would get.
+    assert rows[0]["psnr_noisy"] == pytest.approx(rows[2]["psnr_noisy"])
+    shown = 600 * 0.99  # about the range of the intensities
+    assert rows[0]["psnr_noisy"] == pytest.approx(20 * np.log10(shown / 30), abs=1.0)
+
+
+def test_the_bundle_of_a_run_holds_its_network(manifest: Path, tmp_path: Path) -> None:
+    result = train(manifest, tmp_path / "run", overrides={**TINY, "max_epochs": 1})
+    for name, multi_scale in (("train", True), ("inference", False)):
+        config = json.loads((result.bundle / "configs" / f"{name}.json").read_text())
+        assert config["network_def"]["filters"] == [4, 4, 4, 4]
+        assert config["network_def"]["multi_scale"] is multi_scale
+    weights = torch.load(result.bundle / "models" / "model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+    for model in (result.run_dir, result.bundle, result.bundle / "models" / "model.pt"):
+        assert adl_monai.denoise(np.random.default_rng(0).normal(size=(9, 9, 9)), model).shape == (9, 9, 9)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(manifest: Path, tmp_path: Path) -> None:
+    def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
+        result = train(manifest, tmp_path / name, overrides={**TINY, "seed": seed})
+        return torch.load(result.bundle / "models" / "model.pt", weights_only=True)
+
+    first, again, other = weights("a", 1), weights("b", 1), weights("c", 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_manifest_is_never_evaluated(tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+    for code in (f"$__import__('pathlib').Path({str(proof)!r}).touch()", "@seed", "%train.json"):
+        manifest = write_manifest(tmp_path / "m.json", training=[{"image": code}])
+        with pytest.raises(ManifestError, match="do not exist"):
+            train(manifest, tmp_path / "run", overrides=TINY)
+    # Nor when a file of that name exists.
+    name = volume(tmp_path / "$1+1.nii", (20, 20, 20), 0)
+    train(write_manifest(tmp_path / "m.json", training=[{"image": name}]), tmp_path / "run", overrides=TINY)
+    assert not proof.exists()
+
+
+def test_refusals_come_before_the_folder_is_touched(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no case under 'training'"):
+        train(write_manifest(tmp_path / "e.json", test=[{"synthetic": {"shape": [8, 8, 8]}}]), tmp_path / "run")
+    with pytest.raises(UsageError, match="spatial_dims 4"):
+        train(manifest, tmp_path / "run", spatial_dims=4)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        train(manifest, tmp_path / "file", overrides=TINY)
+
+
+def test_overwrite_starts_anew(manifest: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        result = train(manifest, tmp_path / "run", overwrite=True, overrides={**TINY, "max_epochs": 1})
+    assert result.epochs == 1
+    assert len((tmp_path / "run" / "train.log").read_text().splitlines()) == 1
