@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,6 +55,8 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     handler.setLevel(logging.ERROR if quiet else logging.WARNING)
     logging.getLogger().handlers = [handler]
+    if not debug:
+        warnings.simplefilter("ignore")  # the libraries'; our own go through logging
 
 
 @cli.command()
