@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH_OPTIONS ?=
 BIN := $(VENV)/bin
 DEMO := demo_output
-DEMO_EPOCHS ?= 10
+DEMO_EPOCHS ?= 8
 
 .PHONY: demo test test-slow lint format clean
 
@@ -20,7 +20,7 @@ $(VENV)/.development: $(VENV)/.runtime
 	touch $@
 
 demo: $(VENV)/.runtime
-	$(BIN)/adl-monai train data_manifests/demo_real.json -o $(DEMO)/run --overwrite --epochs $(DEMO_EPOCHS) --set val_interval=5
+	$(BIN)/adl-monai train data_manifests/demo_real.json -o $(DEMO)/run --overwrite --epochs $(DEMO_EPOCHS) --set val_interval=4
 	$(BIN)/adl-monai evaluate data_manifests/demo_real.json --model $(DEMO)/run -o $(DEMO)/metrics.json --overwrite
 	$(BIN)/adl-monai infer "$$($(BIN)/python -c 'import pathlib, nibabel; print(pathlib.Path(nibabel.__file__).parent / "tests/data/anatomical.nii")')" \
 		--model $(DEMO)/run -o $(DEMO) --preview --overwrite

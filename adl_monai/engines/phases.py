@@ -49,13 +49,15 @@ class PhaseSchedule:
     def phase(self, epoch: int, max_epochs: int) -> Phase:
         """The phase of ``epoch`` (counted from 1) in a run of ``max_epochs``.
 
-        A run that has a phase 3 has at least one epoch of phase 2 before it, however short it is, unless phase 2 is
-        given no share at all.
+        A run with a phase 3 has at least one epoch of phase 2 before it, however short it is, unless phase 2 is given
+        no share at all. A run too short for the phase 3 that it was given a share of stays in phase 1: a discriminator
+        that nobody listens to would be trained in vain.
         """
         last_denoiser = round(self.denoiser * max_epochs)
         share = self.discriminator * max_epochs
         last_discriminator = last_denoiser + (max(1, round(share)) if share > 0 else 0)
-        if epoch <= last_denoiser:
+        too_short = self.denoiser + self.discriminator < 1 and last_discriminator >= max_epochs
+        if epoch <= last_denoiser or (too_short and last_denoiser > 0):
             return Phase.DENOISER
         if epoch <= last_discriminator:
             return Phase.DISCRIMINATOR

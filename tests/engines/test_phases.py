@@ -22,6 +22,12 @@ def test_a_short_run_still_warms_the_discriminator_up() -> None:
     ]
 
 
+def test_a_run_too_short_for_phase_three_trains_the_denoiser_throughout() -> None:
+    schedule = PhaseSchedule(0.85, 0.05)
+    assert {schedule.phase(epoch, 8) for epoch in range(1, 9)} == {Phase.DENOISER}
+    assert schedule.phase(10, 10) is Phase.ADVERSARIAL
+
+
 def test_a_whole_run_of_phase_one() -> None:
     schedule = PhaseSchedule(1.0, 0.0)
     assert {schedule.phase(epoch, 7) for epoch in range(1, 8)} == {Phase.DENOISER}
