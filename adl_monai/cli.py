@@ -95,10 +95,8 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
 @click.option(
     "-o", "--output", "run_dir", type=PATH, default=Path("run"), show_default=True, metavar="DIR", help="Run folder."
 )
-@click.option(
-    "--dims", "spatial_dims", type=click.Choice(["2", "3"]), default="3", show_default=True, help="2D or 3D model."
-)
-@click.option("--preset", type=click.Choice(["default", "paper"]), default="default", show_default=True)
+@click.option("--dims", "spatial_dims", type=click.Choice(["2", "3"]), help="2D or 3D model.  [default: 3]")
+@click.option("--preset", type=click.Choice(["default", "paper"]), help="[default: default]")
 @click.option("--epochs", type=click.IntRange(1), help="Length of the run.  [default: the bundle's]")
 @click.option("--batch-size", type=click.IntRange(1), help="Patches per step.  [default: the bundle's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the bundle's]")
@@ -113,8 +111,8 @@ def train(
     context: dict[str, Any],
     manifest: Path,
     run_dir: Path,
-    spatial_dims: str,
-    preset: str,
+    spatial_dims: str | None,
+    preset: str | None,
     epochs: int | None,
     device: str,
     settings: tuple[tuple[str, Any], ...],
@@ -137,7 +135,7 @@ def train(
     result = run(
         manifest,
         run_dir,
-        spatial_dims=int(spatial_dims),
+        spatial_dims=int(spatial_dims) if spatial_dims else None,
         preset=preset,
         resume=resume,
         overwrite=overwrite,

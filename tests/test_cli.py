@@ -111,7 +111,7 @@ def test_train_evaluate_infer_export_and_info_work_together(manifest: Path, tmp_
     assert rows[2]["psnr"] == pytest.approx((rows[0]["psnr"] + rows[1]["psnr"]) / 2)
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 7
 
-    for kind, name in (("torchscript", "m.ts"), ("bundle", "exported")):
+    for kind, name in (("torchscript", "m.ts"), ("onnx", "m.onnx"), ("bundle", "exported")):
         done = run("export", "run", "--format", kind, "-o", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / name).exists()

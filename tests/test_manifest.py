@@ -370,7 +370,7 @@ def test_the_real_scans_are_volumes_and_one_subject_is_in_one_split() -> None:
 
     manifest = load_manifest(MANIFESTS / "demo_real.json")
     real = [case for case in (*manifest.validation, *manifest.test) if not case.image.startswith("synthetic:")]
-    assert len(real) == 3
+    assert len(real) == 2
     for case in real:
         volume = read_volume(Path(case.image))
         assert volume.array.ndim == 3

@@ -36,6 +36,7 @@ class ProgressHandler:
         self._patches = 0
         self._loss = 0.0
         self._epoch_start = 0.0
+        self._rate = 0.0
 
     def attach(self, engine: Workflow) -> None:
         """Follow ``engine``. Attach after the validation handler, whose metrics belong to the epoch's line."""
@@ -61,24 +62,26 @@ class ProgressHandler:
         output = engine.state.output
         self._patches += len(output["image"])
         self._loss += float(output["loss"])
+        # Here and not at the epoch's end, which comes after validation.
+        self._rate = self._patches / max(time.perf_counter() - self._epoch_start, 1e-9)
         if self._bar is not None:
-            rate = self._patches / max(time.perf_counter() - self._epoch_start, 1e-9)
             self._bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
             phase = getattr(engine, "phase", None)
             facts = {"phase": phase.value} if phase is not None else {}
-            self._bar.set_postfix(**facts, loss=f"{float(output['loss']):.4f}", patches=f"{rate:.1f}/s", refresh=False)
+            self._bar.set_postfix(
+                **facts, loss=f"{float(output['loss']):.4f}", patches=f"{self._rate:.1f}/s", refresh=False
+            )
             self._bar.update()
 
     def _end_epoch(self, engine: Workflow) -> None:
         if not self.active:
             return
-        seconds = max(time.perf_counter() - self._epoch_start, 1e-9)
         phase = getattr(engine, "phase", None)
         line = (
             f"epoch {engine.state.epoch}/{engine.state.max_epochs} {phase.value if phase is not None else ''}: "
-            f"loss {self._loss / max(engine.state.epoch_length, 1):.5f}, {self._patches / seconds:.1f} patches/s"
+            f"loss {self._loss / max(engine.state.epoch_length, 1):.5f}, {self._rate:.1f} patches/s"
         )
-        if self.evaluator is not None and self.evaluator.state.metrics:
+        if self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch:
             line += "".join(f", {name} {value:.4f}" for name, value in self.evaluator.state.metrics.items())
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)

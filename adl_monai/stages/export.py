@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
-from adl_monai.bundle import find_bundle, inference_overrides, quiet_monai
+from adl_monai.bundle import find_bundle, inference_overrides, open_workflow, quiet_monai
 from adl_monai.errors import OutputError, UsageError
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx"}
@@ -40,11 +41,14 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
         raise UsageError(f"export kind {kind!r} is unknown; expected bundle, torchscript or onnx.")
     if output.suffix != SUFFIXES[kind]:
         raise UsageError(f"output {output.name} must end in {SUFFIXES[kind]} for {kind}.")
+    if kind == "onnx" and find_spec("onnxscript") is None:
+        raise UsageError("export to ONNX needs the packages onnx and onnxscript; install them with pip.")
     from monai.bundle.scripts import ckpt_export, onnx_export
 
     quiet_monai()
     trusted, values = inference_overrides(root)
     configs = trusted / "configs"
+    spatial_dims = open_workflow(trusted, ("inference",), "infer", values).parser["network_def"]["spatial_dims"]
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".tmp.{output.name}")
     overrides = {"network_def": values["network_def"]} if "network_def" in values else {}
@@ -55,7 +59,7 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
             ckpt_file=str(root / "models" / "model.pt"),
             meta_file=str(configs / "metadata.json"),
             config_file=str(configs / "inference.json"),
-            input_shape=[1, 1] + [64] * values.get("network_def", {"spatial_dims": 3})["spatial_dims"],
+            input_shape=[1, 1] + [64] * spatial_dims,
             **overrides,
         )
         os.replace(temporary, output)

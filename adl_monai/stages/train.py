@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,21 @@ class TrainingResult:
     """False on all but the first of several processes."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a run was started with, kept in its ``options.json`` so that resuming needs none of it again."""
+
+    spatial_dims: int = 3
+    preset: str = "default"
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
 def train(
     manifest: str | Path,
     run_dir: str | Path,
     *,
-    spatial_dims: int = 3,
-    preset: str = "default",
+    spatial_dims: int | None = None,
+    preset: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     overrides: Mapping[str, Any] | None = None,
@@ -52,9 +61,10 @@ def train(
     Args:
         manifest: Path of a manifest; see ``adl_monai.manifest``.
         run_dir: Folder to write.
-        spatial_dims: 2 trains on slices and images, 3 on volumes.
+        spatial_dims: 2 trains on slices and images, 3 (the default) on volumes.
         preset: ``default``, or ``paper`` for the published network and losses (``paper.json`` over ``train.json``).
-        resume: Go on from the run folder's last checkpoint.
+        resume: Go on from the run folder's last checkpoint, with the options that the run was started with; those
+            given here come on top.
         overwrite: Start anew in a folder that holds a run, deleting that run's files.
         overrides: Config ids of ``train.json`` and their values, such as ``{"max_epochs": 10}``.
 
@@ -65,6 +75,10 @@ def train(
     """
     manifest = Path(manifest).resolve()
     run_dir = Path(run_dir).resolve()
+    options = _recorded_options(run_dir) if resume else Options()
+    spatial_dims = spatial_dims or options.spatial_dims
+    preset = preset or options.preset
+    overrides = {**options.overrides, **(overrides or {})}
     parsed = load_manifest(manifest)
     if not parsed.training:
         raise UsageError(f"{manifest} has no case under 'training'; add some, or write one with adl-monai prepare.")
@@ -79,12 +93,12 @@ def train(
         _prepare_folder(run_dir, resume, overwrite)
 
     source = shipped_bundle(spatial_dims)
-    values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **(overrides or {})}
+    values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **overrides}
     configs = ("train", *(["paper"] if preset == "paper" else []), *(["multi_gpu_train"] if distributed else []))
     checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
     workflow = open_workflow(source, configs, "train", {**values, **checked})
     if main_process:
-        _record_options(run_dir, {"spatial_dims": spatial_dims, "preset": preset, **values})
+        _record_options(run_dir, Options(spatial_dims, preset, overrides))
         plain = {key: workflow.parser[key] for key in PLAIN_KEYS if key in workflow.parser}
         write_bundle(source, run_dir / "bundle", workflow.parser["network_def"], plain)
     handler = _log_to(run_dir) if main_process else None
@@ -129,8 +143,17 @@ def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:
         raise OutputError(f"{run_dir} cannot be written ({error.strerror}); choose another folder with -o.") from error
 
 
-def _record_options(run_dir: Path, values: Mapping[str, Any]) -> None:
-    (run_dir / "options.json").write_text(json.dumps(dict(values), indent=2, default=str) + "\n", encoding="utf-8")
+def _record_options(run_dir: Path, options: Options) -> None:
+    text = json.dumps(asdict(options), indent=2, default=str)
+    (run_dir / "options.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _recorded_options(run_dir: Path) -> Options:
+    path = run_dir / "options.json"
+    try:
+        return Options(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Options()
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); start a new run in another folder.") from error
 
 
 def _log_to(run_dir: Path) -> logging.Handler:

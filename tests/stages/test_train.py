@@ -119,6 +119,15 @@ def test_refusals_come_before_the_folder_is_touched(manifest: Path, tmp_path: Pa
         train(manifest, tmp_path / "file", overrides=TINY)
 
 
+def test_resuming_needs_none_of_the_options_again(manifest: Path, tmp_path: Path) -> None:
+    train(manifest, tmp_path / "run", spatial_dims=2, overrides={**TINY_2D, "max_epochs": 1})
+    result = train(manifest, tmp_path / "run", resume=True, overrides={"max_epochs": 3})
+    assert result.epochs == 3
+    config = json.loads((result.bundle / "configs" / "inference.json").read_text())
+    assert config["network_def"]["filters"] == [4, 4, 4, 4]
+    assert config["network_def"]["spatial_dims"] == 2
+
+
 def test_overwrite_starts_anew(manifest: Path, tmp_path: Path) -> None:
     for _ in range(2):
         result = train(manifest, tmp_path / "run", overwrite=True, overrides={**TINY, "max_epochs": 1})
