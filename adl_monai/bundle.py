@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adl_monai.errors import ModelError, surfacing_user_errors
+from adl_monai.errors import ModelError, UsageError, surfacing_user_errors
 
 if TYPE_CHECKING:
     import torch
@@ -156,12 +156,15 @@ def load_denoiser(
 
     Raises:
         ModelError: If there is no such model or its weights do not fit its network.
+        UsageError: If an option holds a config expression.
     """
     import torch
 
+    options = {"device#name": device, "precision": precision, **values}
+    refuse_expressions(options)
     root = find_bundle(model)
     trusted, overrides = inference_overrides(root)
-    overrides.update({"device#name": device, "precision": precision, **values})
+    overrides.update(options)
     workflow = open_workflow(trusted, ("inference",), "infer", overrides)
     parser = workflow.parser
     with surfacing_user_errors():
@@ -208,6 +211,17 @@ def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], val
         config["network_def"] = {**network_def, "multi_scale": multi_scale}
         config.update({key: value for key, value in values.items() if key in config})
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_expressions(values: Mapping[str, Any]) -> None:
+    """Options are data: text that the config parser would run, reference or import is refused.
+
+    Raises:
+        UsageError: Naming the option.
+    """
+    for name, value in values.items():
+        if isinstance(value, str) and value.startswith(("$", "@", "%")):
+            raise UsageError(f"option {name} is {value!r}; a value may not start with $, @ or %.")
 
 
 def quiet_monai() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adl_monai.bundle import find_bundle, inference_overrides, open_workflow
+from adl_monai.bundle import find_bundle, inference_overrides, open_workflow, refuse_expressions
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
 from adl_monai.manifest import check_pairs, load_manifest
 
@@ -49,6 +49,7 @@ def evaluate(
     Returns:
         One row per case and level, and one named ``mean`` per level, with the keys of ``COLUMNS``.
     """
+    refuse_expressions({"split": split, "noise": noise, "device": device, "precision": precision})
     output = Path(output).resolve()
     table = output.with_suffix(".csv")
     for path in (output, table):

@@ -10,7 +10,8 @@ Whose scan it is, by the first rule that answers:
    of a source and is followed by a number is the data set's, not the patient's: ``BRATS_001``, ``BRATS_002`` are two.
    Several sources side by side count as folders below their parent: ``prepare p07 p08`` has two patients.
 
-In doubt, rules 2 and 3 take two people for one: that costs balance, never an honest score.
+In doubt, rules 2 and 3 take two people for one: that costs balance, not an honest score. The exception is a folder of
+one person's scans called ``name_1``, ``name_2``, which rule 3 takes for two people: give their ``patient`` by hand.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from pydicom.data import get_testdata_file
 import adl_monai
 from adl_monai.cli import cli
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, OutputError, ScanFileError, UsageError
+from adl_monai.stages.evaluate import evaluate
 from adl_monai.stages.infer import infer
 
 Model = Callable[..., Path]
@@ -301,6 +302,18 @@ def test_a_folder_of_two_series_asks_which(tmp_path: Path, identity_model: Model
         infer([folder], tmp_path / "out", model=identity_model(3))
     (result,) = infer([folder], tmp_path / "out", model=identity_model(3), series="42")
     assert nib.load(result.output).shape == (16, 16, 5)
+
+
+def test_options_are_never_evaluated(tmp_path: Path, identity_model: Model) -> None:
+    proof = tmp_path / "ran"
+    code = f"$__import__('pathlib').Path({str(proof)!r}).touch()"
+    source = write_nifti(tmp_path / "scan.nii", np.arange(4096).reshape(16, 16, 16).astype(np.int16))
+    for option in ("series", "precision", "device"):
+        with pytest.raises(UsageError, match=option):
+            infer([source], tmp_path / "out", model=identity_model(3), **{option: code})
+    with pytest.raises(UsageError, match="noise"):
+        evaluate(tmp_path / "m.json", tmp_path / "metrics.json", model=identity_model(3), noise=code)
+    assert not proof.exists()
 
 
 def test_too_little_memory_is_said(tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
