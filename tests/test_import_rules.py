@@ -15,6 +15,7 @@ LEVELS = {
     "errors": 0,
     "version": 0,
     "compute": 1,
+    "files": 1,
     "networks": 2,
     "losses": 2,
     "data": 2,

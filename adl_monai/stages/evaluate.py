@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adl_monai.bundle import find_bundle, inference_overrides, open_workflow, refuse_expressions
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
+from adl_monai.files import replacing
 from adl_monai.manifest import check_pairs, load_manifest
 
 COLUMNS = ("case", "noise", "sigma", "psnr_noisy", "psnr", "ssim_noisy", "ssim")
@@ -89,21 +89,11 @@ def evaluate(
             )
         means = {name: float(state.metrics[name]) for name in COLUMNS[3:]}
         rows.append({"case": "mean", "noise": noise, "sigma": float(sigma)} | means)
-    _write(output, json.dumps({"model": str(root), "split": split, "seed": seed, "rows": rows}, indent=2) + "\n")
-    _write_table(table, rows)
-    return rows
-
-
-def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    text = json.dumps({"model": str(root), "split": split, "seed": seed, "rows": rows}, indent=2)
+    with replacing(output) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 from adl_monai.data.io import check_output, find_scans, is_scan, scan_suffix
 from adl_monai.data.monai_io import default_output_path
 from adl_monai.errors import OutputError, UsageError
+from adl_monai.files import replacing
 from adl_monai.manifest import load_manifest
 
 
@@ -72,15 +72,8 @@ def write_preview(path: Path, noisy: Tensor, denoised: Tensor) -> None:
     from adl_monai.engines.preview import preview_row
 
     row = preview_row(noisy, denoised)[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         Image.fromarray((row * 255).round().byte().numpy()).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"preview {path} cannot be written ({error.strerror}); choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _expand(path: Path) -> list[Path]:

@@ -8,11 +8,16 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+
 from adl_monai.bundle import PLAIN_KEYS, open_workflow, shipped_bundle, write_bundle
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
+from adl_monai.files import replacing
 from adl_monai.manifest import check_pairs, load_manifest
 
 logger = logging.getLogger(__name__)
@@ -97,16 +102,18 @@ def train(
     configs = ("train", *(["paper"] if preset == "paper" else []), *(["multi_gpu_train"] if distributed else []))
     checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
     workflow = open_workflow(source, configs, "train", {**values, **checked})
-    if main_process:
-        _record_options(run_dir, Options(spatial_dims, preset, overrides))
-        plain = {key: workflow.parser[key] for key in PLAIN_KEYS if key in workflow.parser}
-        write_bundle(source, run_dir / "bundle", workflow.parser["network_def"], plain)
     handler = _log_to(run_dir) if main_process else None
     try:
         with surfacing_user_errors():
             workflow.initialize()
-            workflow.run()
             trainer, evaluator = workflow.trainer, workflow.evaluator
+            if main_process:
+                # After the checkpoint handler accepted what is resumed: refused options leave no trace in the folder.
+                describe = partial(
+                    _describe_run, run_dir, source, workflow.parser, Options(spatial_dims, preset, overrides)
+                )
+                trainer.add_event_handler(Events.STARTED, describe)
+            workflow.run()
             workflow.finalize()
     finally:
         if handler is not None:
@@ -143,9 +150,12 @@ def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:
         raise OutputError(f"{run_dir} cannot be written ({error.strerror}); choose another folder with -o.") from error
 
 
-def _record_options(run_dir: Path, options: Options) -> None:
-    text = json.dumps(asdict(options), indent=2, default=str)
-    (run_dir / "options.json").write_text(text + "\n", encoding="utf-8")
+def _describe_run(run_dir: Path, source: Path, parser: ConfigParser, options: Options) -> None:
+    """Write what the run was started with, and its bundle as yet without weights."""
+    with replacing(run_dir / "options.json") as temporary:
+        temporary.write_text(json.dumps(asdict(options), indent=2, default=str) + "\n", encoding="utf-8")
+    plain = {key: parser[key] for key in PLAIN_KEYS if key in parser}
+    write_bundle(source, run_dir / "bundle", parser["network_def"], plain)
 
 
 def _recorded_options(run_dir: Path) -> Options:

@@ -86,9 +86,11 @@ def test_another_manifest_or_seed_cannot_resume_a_run(manifest: Path, tmp_path: 
     train(manifest, run, overrides={**TINY, "max_epochs": 1})
     with pytest.raises(ModelError, match="seed"):
         train(manifest, run, resume=True, overrides={**TINY, "max_epochs": 2, "seed": 5})
+    # The refused seed left no trace: the run's own options still resume it.
+    assert train(manifest, run, resume=True, overrides={"max_epochs": 2}).epochs == 2
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(ModelError, match="manifest"):
-        train(manifest, run, resume=True, overrides={**TINY, "max_epochs": 2})
+        train(manifest, run, resume=True, overrides={**TINY, "max_epochs": 3})
 
 
 def test_a_folder_with_a_run_is_not_overwritten(manifest: Path, tmp_path: Path) -> None:
