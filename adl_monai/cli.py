@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -23,7 +25,11 @@ DEVICE = click.option(
 PRECISION = click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
 )
-MODEL = click.option("--model", metavar="NAME|DIR|FILE", help="Shipped model, bundle, run folder, or model.pt.")
+MODEL = click.option(
+    "--model",
+    metavar="NAME|DIR|FILE",
+    help="Run folder, bundle, model.pt, adl3d or adl2d.  [default: adl3d; adl2d for 2D images]",
+)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 
 
@@ -69,6 +75,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     "--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True, help="Of the output."
 )
 @click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 input, 1 denoised.")
+@click.option("--ensemble", is_flag=True, help="Average over mirror images: slightly better, 4 to 8 times slower.")
 @click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
 @OVERWRITE
 @click.option("--preview", is_flag=True, help="Also write a PNG: noisy, denoised, residual.")
@@ -77,7 +84,7 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
     """Denoise scans: .nii, .nii.gz, .mha, .nrrd, DICOM files and series folders, PNG, TIFF, folders, manifests.
 
     \b
-    adl-monai infer scan.nii.gz --model run
+    adl-monai infer scan.nii.gz
     adl-monai infer series_folder/ -o denoised.nii.gz --model run
     """
     from adl_monai.stages.infer import infer as run
@@ -96,7 +103,8 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
     "-o", "--output", "run_dir", type=PATH, default=Path("run"), show_default=True, metavar="DIR", help="Run folder."
 )
 @click.option("--dims", "spatial_dims", type=click.Choice(["2", "3"]), help="2D or 3D model.  [default: 3]")
-@click.option("--preset", type=click.Choice(["default", "paper"]), help="[default: default]")
+@click.option("--preset", type=click.Choice(["default", "paper", "release"]), help="[default: default]")
+@click.option("--init", metavar="NAME|DIR|FILE", help="Model to start from (fine-tuning) instead of random weights.")
 @click.option("--epochs", type=click.IntRange(1), help="Length of the run.  [default: the bundle's]")
 @click.option("--batch-size", type=click.IntRange(1), help="Patches per step.  [default: the bundle's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the bundle's]")
@@ -113,6 +121,7 @@ def train(
     run_dir: Path,
     spatial_dims: str | None,
     preset: str | None,
+    init: str | None,
     epochs: int | None,
     device: str,
     settings: tuple[tuple[str, Any], ...],
@@ -124,6 +133,7 @@ def train(
 
     \b
     adl-monai train manifest.json -o run
+    adl-monai train manifest.json -o run --init adl3d
     adl-monai train manifest.json -o run --resume
     torchrun --nproc_per_node=2 -m adl_monai train manifest.json -o run
     """
@@ -137,6 +147,7 @@ def train(
         run_dir,
         spatial_dims=int(spatial_dims) if spatial_dims else None,
         preset=preset,
+        init=init,
         resume=resume,
         overwrite=overwrite,
         overrides={**dict(settings), **overrides},
@@ -226,16 +237,31 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     try:
         code = cli(standalone_mode=False)
+    except SystemExit as interrupted:
+        _leave(interrupted.code)
     except click.ClickException as usage:
         usage.show()
-        sys.exit(usage.exit_code)
+        _leave(usage.exit_code)
     except Exception as raised:
         error = user_error(raised)
         if error is None or debug:
             raise
         click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(code: object) -> NoReturn:
+    """End the process now, with everything written out.
+
+    When work stops early, the loader's thread may be inside torch. The interpreter's own ending would tear that thread
+    out of C++ code, and the C++ runtime then aborts the process ("terminate called without an active exception").
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed pipe
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _progress(settings: dict[str, Any]) -> bool:

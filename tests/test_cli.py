@@ -87,6 +87,28 @@ def test_signals_end_with_their_codes(manifest: Path, tmp_path: Path, number: in
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
+def test_stopping_early_does_not_abort_under_a_busy_thread(tmp_path: Path) -> None:
+    """A daemon thread inside torch is torn out of C++ when the interpreter ends, and the process aborts (-6)."""
+    script = """
+import sys, threading, torch, click
+from adl_monai import cli
+def work():
+    while True:
+        torch.randn(64, 64) @ torch.randn(64, 64)
+@cli.cli.command()
+def stop():
+    for _ in range(8):
+        threading.Thread(target=work, daemon=True).start()
+    cli._terminate(15, None)
+sys.argv = ["adl-monai", "stop"]
+cli.main()
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=100)
+        assert done.returncode == 143, done.stderr
+        assert done.stderr == "interrupted\n"
+
+
 def test_train_evaluate_infer_export_and_info_work_together(manifest: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = run("train", str(manifest), "-o", "run", *SETTINGS, cwd=tmp_path, env=environment)
@@ -116,4 +138,4 @@ def test_train_evaluate_infer_export_and_info_work_together(manifest: Path, tmp_
         assert done.returncode == 0, done.stderr
         assert (tmp_path / name).exists()
     facts = CliRunner().invoke(cli, ["info"])
-    assert json.loads(facts.output)["bundles"].keys() == {"adl_denoise_2d", "adl_denoise_3d"}
+    assert json.loads(facts.output)["bundles"].keys() == {"adl2d", "adl3d"}
