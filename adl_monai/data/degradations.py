@@ -125,7 +125,9 @@ class RandDegraded(RandomizableTransform, MapTransform):
     Args:
         keys: the one image to degrade, (C, H, W[, D]) float32 in the normalised scale.
         kinds: names out of ``KINDS``, drawn with equal probability, or a mapping of names to weights.
-        sigma_range: the level is uniform between these two; the default is the paper's 0 to 55/255.
+        sigma_range: the level lies between these two; the default is the paper's 0 to 55/255.
+        sigma_power: the level is ``low + (high - low) u^sigma_power`` with u uniform in [0, 1]: 1 gives the paper's
+            uniform levels, 2 draws low levels more often.
         prob: share of the patches that are degraded at all.
         record: put ``{"kind", "sigma", "seed"}`` into the case as ``"degradation"``; the kind may be ``"none"``.
         allow_missing_keys: skip cases that do not have the key.
@@ -139,6 +141,7 @@ class RandDegraded(RandomizableTransform, MapTransform):
         keys: KeysCollection = "image",
         kinds: Mapping[str, float] | Sequence[str] = ("gaussian",),
         sigma_range: Sequence[float] = (0.0, 55 / 255),
+        sigma_power: float = 1.0,
         prob: float = 1.0,
         record: bool = False,
         allow_missing_keys: bool = False,
@@ -149,7 +152,10 @@ class RandDegraded(RandomizableTransform, MapTransform):
         self.kinds, self.weights = _kinds_and_weights(kinds)
         if len(sigma_range) != 2 or not 0 <= sigma_range[0] <= sigma_range[1] < math.inf:
             raise UsageError(f"sigma_range {tuple(sigma_range)} given; expected (low, high) with 0 <= low <= high.")
+        if not 0 < sigma_power < math.inf:
+            raise UsageError(f"sigma_power {sigma_power} given; expected a positive number.")
         self.sigma_range = (float(sigma_range[0]), float(sigma_range[1]))
+        self.sigma_power = float(sigma_power)
         self.record = record
         self.degradation = Degradation(self.kinds[0], self.sigma_range[0], 0)
 
@@ -157,7 +163,8 @@ class RandDegraded(RandomizableTransform, MapTransform):
         """Draw whether to degrade, and the kind, level and seed of the noise."""
         super().randomize(data)
         kind = self.kinds[int(self.R.choice(len(self.kinds), p=self.weights))]
-        sigma = float(self.R.uniform(*self.sigma_range))
+        low, high = self.sigma_range
+        sigma = low + (high - low) * float(self.R.uniform()) ** self.sigma_power
         self.degradation = Degradation(kind, sigma, int(self.R.randint(2**32, dtype=np.uint32)))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -1,9 +1,12 @@
+import importlib.util
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from adl_monai.data.synthetic import read_synthetic, synthetic_volume
+from adl_monai.data.synthetic.fields import paint_sheets, paint_tubes, power_law_field
 from adl_monai.errors import UsageError
 
 
@@ -82,3 +85,61 @@ def test_bad_arguments_are_refused():
         synthetic_volume((8, 8), seed=-1)
     with pytest.raises(UsageError, match="shape"):
         synthetic_volume((8,), seed=1)
+
+
+EVERYWHERE = pytest.mark.parametrize("kind", ["leaves", "clouds", "layers", "scan"])
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("shape", [(64, 48), (33, 47), (24, 17, 5), (40, 40, 40), (9, 1, 1)])
+def test_every_kind_makes_every_shape(kind, shape):
+    image = synthetic_volume(shape, seed=3, kind=kind)
+    assert image.shape == shape
+    assert image.dtype == np.float32
+    assert np.isfinite(image).all()
+    assert 0 <= image.min() <= image.max() <= 1
+    assert np.array_equal(image, synthetic_volume(shape, seed=3, kind=kind))
+    assert not np.array_equal(image, synthetic_volume(shape, seed=4, kind=kind))
+
+
+@EVERYWHERE
+def test_kinds_carry_no_noise_of_their_own_that_a_denoiser_would_have_to_invent(kind):
+    """A clean target is smoother than white noise of its own contrast at the finest scale."""
+    for seed in range(4):
+        volume = synthetic_volume((48, 48, 48), seed=seed, kind=kind)
+        finest = volume[1:, 1:, 1:] - volume[:-1, 1:, 1:] - volume[1:, :-1, 1:] + volume[:-1, :-1, 1:]
+        assert np.median(np.abs(finest)) / (0.6745 * 2) < 0.5 * volume.std()
+
+
+def test_power_law_field_has_its_spectrum():
+    field = power_law_field((96, 96, 96), 3.0, np.random.default_rng(0))
+    power = np.abs(np.fft.fftn(field)) ** 2
+    frequency = np.sqrt(sum(axis**2 for axis in np.meshgrid(*[np.fft.fftfreq(96)] * 3, indexing="ij", sparse=True)))
+    edges = np.geomspace(0.03, 0.4, 9)
+    means = [power[(frequency >= a) & (frequency < b)].mean() for a, b in pairwise(edges)]
+    slope = np.polyfit(np.log(np.sqrt(edges[:-1] * edges[1:])), np.log(means), 1)[0]
+    assert slope == pytest.approx(-3, abs=0.1)
+    assert (field.mean(), field.std()) == pytest.approx((0, 1), abs=1e-4)
+
+
+def test_tubes_are_lines_and_sheets_are_surfaces():
+    """At half the voxel size a line has 2 times and a surface 4 times the voxels within a fixed count of voxels."""
+    for paint, low, high in ((paint_tubes, 0.002, 0.2), (paint_sheets, 0.01, 0.6)):
+        shares = []
+        for seed in range(6):
+            image = np.full((48, 48, 48), -1.0, np.float32)  # no grey of a structure is negative
+            paint(image, np.random.default_rng(seed))
+            shares.append((image > -0.5).mean())
+        assert low < np.mean(shares) < high
+
+
+def test_tissue_is_a_head_or_says_what_it_needs():
+    if importlib.util.find_spec("nilearn") is None:
+        with pytest.raises(UsageError, match="nilearn"):
+            synthetic_volume((32, 32, 32), seed=0, kind="tissue")
+        return
+    for shape in [(64, 48, 40), (160, 150), (250, 8, 8)]:
+        image = synthetic_volume(shape, seed=1, kind="tissue")
+        assert image.shape == shape
+        assert image.std() > 0.02
+        assert np.array_equal(image, synthetic_volume(shape, seed=1, kind="tissue"))

@@ -1,90 +1,19 @@
-"""Synthetic volumes: clean images of endless supply, for tests, demonstrations and benchmarks without patient data.
+"""Dead leaves: objects of power-law size that occlude one another.
 
-Dead leaves (Lee, Mumford and Huang, IJCV 41:35, 2001): objects of power-law size that occlude one another have the
-edges, flat regions and scale invariance of natural images. Here they are ellipsoids and boxes on a dark background,
-flat, shaded or textured inside.
+They have the edges, flat regions and scale invariance of natural images (Lee, Mumford and Huang, IJCV 41:35, 2001), and
+denoisers trained on them carry over to photographs (Achddou, Gousseau and Ladjal, SSVM 2021). Here the leaves are
+ellipsoids and boxes on a dark background, flat, shaded or textured inside.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from adl_monai.data.volume import Volume
-from adl_monai.errors import UsageError
-
-PREFIX = "synthetic:"
-MAX_VOXELS = 512**3
 MAX_LEAVES = 20_000
 SMALLEST_RADIUS = 1.5
 TEXTURE_TILE = 64
-DEFAULTS = {"kind": "leaves", "shape": "64x64x64", "seed": "0"}
-
-
-def synthetic_volume(shape: Sequence[int], seed: int, kind: str = "leaves") -> np.ndarray:
-    """A clean image, the same for the same arguments.
-
-    Args:
-        shape: (H, W) or (H, W, D).
-        seed: >= 0.
-        kind: ``leaves``.
-
-    Returns:
-        float32 array of ``shape`` in [0, 1].
-
-    Raises:
-        UsageError: For an unknown kind, a shape that is neither 2D nor 3D, empty or beyond 512³ voxels, or a negative
-            seed.
-    """
-    size = tuple(int(length) for length in shape)
-    if len(size) not in (2, 3) or min(size) < 1 or math.prod(size) > MAX_VOXELS:
-        given = "x".join(map(str, size))
-        raise UsageError(
-            f"synthetic shape {given!r} given; expected HxW or HxWxD, each at least 1, at most 512³ voxels in all."
-        )
-    if seed < 0:
-        raise UsageError(f"synthetic seed {seed} given; expected an integer >= 0.")
-    if kind not in KINDS:
-        raise UsageError(f"synthetic kind {kind!r} is unknown; expected one of {', '.join(KINDS)}.")
-    return KINDS[kind](size, np.random.default_rng(seed))
-
-
-def read_synthetic(spec: str) -> Volume:
-    """The volume that a specification such as ``synthetic:kind=leaves,shape=64x64x64,seed=3`` describes.
-
-    Args:
-        spec: ``synthetic:`` and any of ``kind``, ``shape``, ``seed``; what is left out is ``leaves``, ``64x64x64``,
-            ``0``.
-
-    Returns:
-        A volume with identity affine (voxels of 1 mm), dtype float32, format ``synthetic`` and the specification as
-        its path.
-
-    Raises:
-        UsageError: For an unknown or repeated field or a value that makes no sense, by name.
-    """
-    if not spec.startswith(PREFIX):
-        raise UsageError(f"{spec!r} is not a synthetic volume; expected {PREFIX}kind=leaves,shape=64x64x64,seed=0.")
-    given: dict[str, str] = {}
-    for field in filter(None, spec.removeprefix(PREFIX).split(",")):
-        name, _, value = (part.strip() for part in field.partition("="))
-        if name not in DEFAULTS or name in given or not value:
-            raise UsageError(
-                f"{spec!r}: field {field!r} is unknown, repeated or empty; expected {', '.join(DEFAULTS)}, each once."
-            )
-        given[name] = value
-    fields = DEFAULTS | given
-    if not re.fullmatch(r"[0-9]+(x[0-9]+){1,2}", fields["shape"]):
-        raise UsageError(f"{spec!r}: shape={fields['shape']!r} given; expected whole numbers as in 64x64 or 64x64x32.")
-    if not re.fullmatch(r"[0-9]+", fields["seed"]):
-        raise UsageError(f"{spec!r}: seed={fields['seed']!r} given; expected a whole number >= 0.")
-    shape = tuple(int(length) for length in fields["shape"].split("x"))
-    image = synthetic_volume(shape, int(fields["seed"]), fields["kind"])
-    return Volume(array=image, affine=np.eye(4), dtype=np.dtype(np.float32), format="synthetic", path=Path(spec))
 
 
 def dead_leaves(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -105,9 +34,6 @@ def dead_leaves(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         if still_to_paint <= 0:
             break
     return np.clip(image, 0.0, 1.0, out=image)
-
-
-KINDS: dict[str, Callable[[tuple[int, ...], np.random.Generator], np.ndarray]] = {"leaves": dead_leaves}
 
 
 def _paint_leaf(image: np.ndarray, texture: np.ndarray, radius: float, rng: np.random.Generator) -> float:
