@@ -2,6 +2,7 @@
 
 from adl_monai.engines.checkpoint import CheckpointHandler
 from adl_monai.engines.ema import EMA
+from adl_monai.engines.muon import Muon
 from adl_monai.engines.phases import Phase, PhaseSchedule
 from adl_monai.engines.preview import PreviewHandler
 from adl_monai.engines.progress import ProgressHandler, scalars
@@ -11,6 +12,7 @@ __all__ = [
     "EMA",
     "ADLTrainer",
     "CheckpointHandler",
+    "Muon",
     "Phase",
     "PhaseSchedule",
     "PreviewHandler",

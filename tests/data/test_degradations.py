@@ -148,6 +148,14 @@ def test_kinds_and_levels_are_drawn_as_asked():
     assert len({record["seed"] for record in records}) == len(records)
 
 
+def test_a_higher_power_draws_low_levels_more_often():
+    transform = RandDegraded(sigma_range=(0.1, 0.3), sigma_power=2.0, record=True).set_random_state(seed=0)
+    shares = [(transform({"image": torch.zeros(1, 2, 2)})["degradation"]["sigma"] - 0.1) / 0.2 for _ in range(2000)]
+    assert 0 <= min(shares) <= max(shares) <= 1
+    for level in (0.1, 0.25, 0.5):  # P(u² < x) = sqrt(x)
+        assert sum(share < level for share in shares) / 2000 == pytest.approx(math.sqrt(level), abs=0.04)
+
+
 @pytest.mark.parametrize("transform", [RandDegraded(record=True), Degraded()], ids=["random", "fixed"])
 def test_real_pairs_get_no_noise(transform):
     clean = torch.rand(1, 8, 8, generator=generator())
@@ -181,6 +189,7 @@ def test_probability_leaves_some_patches_clean():
         {"kinds": {"gaussian": 0}},
         {"sigma_range": (0.3, 0.1)},
         {"sigma_range": (-0.1, 0.1)},
+        {"sigma_power": 0.0},
         {"keys": ["image", "label"]},
     ],
     ids=str,

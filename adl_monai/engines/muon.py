@@ -1,0 +1,110 @@
+"""Muon: momentum whose singular values are all set to about one, for convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of the quintic that drives singular values in (0, 1] into about [0.7, 1.2] within five steps (Jordan et al.).
+QUINTIC = (3.4445, -4.7750, 2.0315)
+NARROWEST = 8
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for kernels, Adam for what is too narrow to have a spectrum; one optimizer, two parameter groups.
+
+    A kernel (out, in, k, ...) is taken as the matrix (out, in · k · ...). The update is the orthogonalised momentum
+    times ``0.2 sqrt(max(rows, columns))``, so that its root mean square is about 0.2 whatever the shape (Liu et al.,
+    "Muon is scalable for LLM training", arXiv 2502.16982). ``torch.optim.Muon`` takes two-dimensional parameters
+    only.
+
+    Args:
+        params: Parameters of the network.
+        lr: Step of the wide kernels.
+        narrow_lr: Step of Adam, for parameters with fewer than 8 rows or columns.
+        momentum: Of the wide kernels, with Nesterov's look ahead.
+        betas: Of Adam.
+        eps: Of Adam.
+
+    Raises:
+        ValueError: If a step is not positive or there is nothing to train.
+
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.003,
+        narrow_lr: float = 0.001,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ) -> None:
+        if lr <= 0 or narrow_lr <= 0:
+            raise ValueError(f"learning rates {lr} and {narrow_lr} given; expected positive numbers.")
+        given = [parameter for parameter in params if parameter.requires_grad]
+        wide = [p for p in given if p.ndim > 1 and min(p.shape[0], p[0].numel()) >= NARROWEST]
+        narrow = [p for p in given if not any(p is one for one in wide)]
+        groups: list[dict[str, Any]] = [
+            {"params": wide, "lr": lr, "orthogonal": True},
+            {"params": narrow, "lr": narrow_lr, "orthogonal": False},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            raise ValueError("there is no parameter to train; pass network.parameters().")
+        super().__init__(groups, {"momentum": momentum, "betas": tuple(betas), "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            move = self._move_orthogonally if group["orthogonal"] else self._move_by_adam
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    move(parameter, parameter.grad, self.state[parameter], group)
+        return loss
+
+    def _move_orthogonally(self, parameter: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"].mul_(group["momentum"]).add_(grad)
+        matrix = grad.add(momentum, alpha=group["momentum"]).flatten(1)
+        update = orthogonalised(matrix).reshape(parameter.shape)
+        parameter.add_(update, alpha=-0.2 * max(matrix.shape) ** 0.5 * group["lr"])
+
+    def _move_by_adam(self, parameter: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state["step"] = torch.zeros(())
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        first, second = group["betas"]
+        mean: Tensor = state["mean"].lerp_(grad, 1 - first)
+        square: Tensor = state["square"].lerp_(grad * grad, 1 - second)
+        count = float(state["step"])
+        scale = (square / (1 - second**count)).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(mean, scale, value=-group["lr"] / (1 - first**count))
+
+
+def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+    """A matrix of the same singular vectors, whose singular values are about 1 (between 0.5 and 1.3).
+
+    Args:
+        matrix: (rows, columns), float32. Zero stays zero.
+        steps: Newton-Schulz iterations.
+    """
+    first, third, fifth = QUINTIC
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / x.norm().clamp(min=1e-20)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = first * x + (third * gram + fifth * gram @ gram) @ x
+    return x if wide else x.T

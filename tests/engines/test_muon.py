@@ -1,0 +1,87 @@
+"""Muon: orthogonal updates for kernels, Adam for the rest, state that survives a checkpoint."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+
+from adl_monai.engines import Muon
+from adl_monai.engines.muon import orthogonalised
+
+
+@pytest.mark.parametrize("shape", [(16, 432), (64, 16), (8, 8)])
+def test_singular_values_are_about_one_and_vectors_stay(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    update = orthogonalised(matrix)
+    values = torch.linalg.svdvals(update)
+    assert values.max() < 1.35
+    if shape != (8, 8):  # a square random matrix has singular values near 0, which five steps do not lift to 1
+        assert values.min() > 0.5
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    rotated = u.T @ update @ vt.T
+    assert (rotated - torch.diag(rotated.diagonal())).abs().max() < 1e-3
+
+
+def test_zero_gradients_move_nothing() -> None:
+    kernel = torch.nn.Parameter(torch.ones(8, 8, 3, 3))
+    kernel.grad = torch.zeros_like(kernel)
+    Muon([kernel]).step()
+    assert torch.equal(kernel, torch.ones_like(kernel))
+
+
+def test_narrow_parameters_follow_adam() -> None:
+    start = torch.randn(1, 16, 1, 1, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    muon = Muon([ours], narrow_lr=0.01, betas=(0.9, 0.99))
+    adam = torch.optim.Adam([theirs], lr=0.01, betas=(0.9, 0.99))
+    for step in range(5):
+        for parameter, optimizer in ((ours, muon), (theirs, adam)):
+            optimizer.zero_grad()
+            ((parameter - step) ** 2).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_wide_kernels_move_by_the_learning_rate_whatever_the_gradient() -> None:
+    for scale in (1e-6, 1e6):
+        kernel = torch.nn.Parameter(torch.zeros(32, 16, 3, 3, 3))
+        kernel.grad = scale * torch.randn(kernel.shape, generator=torch.Generator().manual_seed(2))
+        Muon([kernel], lr=0.01).step()
+        assert 0.7 * 0.002 < kernel.detach().square().mean().sqrt() < 1.3 * 0.002
+
+
+def test_a_step_from_a_checkpoint_is_the_same_step() -> None:
+    def network() -> torch.nn.Module:
+        torch.manual_seed(3)
+        return torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(8, 16, 3))
+
+    def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        optimizer.zero_grad()
+        model(torch.randn(1, 1, 9, 9, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+        optimizer.step()
+
+    model = network()
+    optimizer = Muon(model.parameters())
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
+    step(model, optimizer, 0)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    step(model, optimizer, 1)
+    file.seek(0)
+    kept = torch.load(file, weights_only=True)
+    resumed = network()
+    resumed.load_state_dict(kept["model"])
+    again = Muon(resumed.parameters())
+    again.load_state_dict(kept["optimizer"])
+    step(resumed, again, 1)
+    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        Muon([torch.nn.Parameter(torch.ones(8, 8))], lr=0)
+    with pytest.raises(ValueError, match="no parameter"):
+        Muon([])
