@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := demo_output
 DEMO_EPOCHS ?= 8
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo demo-train test test-slow lint format clean
 
 $(VENV)/.runtime: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,12 +20,15 @@ $(VENV)/.development: $(VENV)/.runtime
 	touch $@
 
 demo: $(VENV)/.runtime
-	$(BIN)/adl-monai train data_manifests/demo_real.json -o $(DEMO)/run --overwrite --epochs $(DEMO_EPOCHS) --set val_interval=4
-	$(BIN)/adl-monai evaluate data_manifests/demo_real.json --model $(DEMO)/run -o $(DEMO)/metrics.json --overwrite
 	$(BIN)/adl-monai infer "$$($(BIN)/python -c 'import pathlib, nibabel; print(pathlib.Path(nibabel.__file__).parent / "tests/data/anatomical.nii")')" \
-		--model $(DEMO)/run -o $(DEMO) --preview --overwrite
-	@echo "The denoised scan, its picture and the figures are in $(DEMO):"
+		-o $(DEMO) --preview --overwrite
+	$(BIN)/adl-monai evaluate data_manifests/demo_real.json -o $(DEMO)/metrics.json --overwrite
+	@echo "The denoised scan, its before/after picture and the figures are in $(DEMO):"
 	@ls $(DEMO)
+
+demo-train: $(VENV)/.runtime
+	$(BIN)/adl-monai train data_manifests/demo_real.json -o $(DEMO)/run --overwrite --epochs $(DEMO_EPOCHS) --set val_interval=4
+	$(BIN)/adl-monai evaluate data_manifests/demo_real.json --model $(DEMO)/run -o $(DEMO)/metrics_run.json --overwrite
 
 test: $(VENV)/.development
 	$(BIN)/python -m pytest

@@ -7,8 +7,11 @@ percentiles), checked, and laid over the shipped bundle of the same kind. Its we
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
+import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 NETWORK_TARGET = "adl_monai.networks.EfficientUNet"
 PLAIN_KEYS = ("tile", "overlap", "intensity_percentiles")
+WEIGHTS_HASH = "weights_sha256"  # in a shipped bundle's metadata.json
+MODEL_CARD = "model_card.md"
 
 
 @dataclass(frozen=True)
@@ -50,29 +55,24 @@ def shipped_bundles() -> dict[str, Path]:
 
 def shipped_bundle(spatial_dims: int) -> Path:
     """The shipped bundle for 2D or 3D networks."""
-    return shipped_bundles()[f"adl_denoise_{spatial_dims}d"]
+    return shipped_bundles()[f"adl{spatial_dims}d"]
 
 
-def find_bundle(model: str | Path | None) -> Path:
+def find_bundle(model: str | Path | None, spatial_dims: int = 3) -> Path:
     """The folder of a bundle that has weights.
 
     Args:
         model: The name of a shipped bundle, a bundle folder, a training run's folder, or the ``model.pt`` inside a
-            bundle. None takes the first shipped bundle that has weights.
+            bundle. None takes the shipped bundle for ``spatial_dims``.
+        spatial_dims: Of the image, 2 or 3; only asked when ``model`` is None.
 
     Raises:
         ModelError: If there is no such bundle, or it has no weights.
     """
     shipped = shipped_bundles()
     if model is None:
-        for root in shipped.values():
-            if (root / "models" / "model.pt").is_file():
-                return root
-        raise ModelError(
-            "no model was given and none ships with this version yet. Train one (adl-monai train manifest.json -o run) "
-            "and pass it with --model run."
-        )
-    if str(model) in shipped and not Path(model).exists():
+        root = shipped_bundle(spatial_dims)
+    elif str(model) in shipped and not Path(model).exists():
         root = shipped[str(model)]
     else:
         path = Path(model).expanduser().resolve()
@@ -89,6 +89,28 @@ def find_bundle(model: str | Path | None) -> Path:
     if not (root / "models" / "model.pt").is_file():
         raise ModelError(f"bundle {root} has no weights (models/model.pt); train it first with adl-monai train.")
     return root
+
+
+def load_weights(root: Path) -> dict[str, torch.Tensor]:
+    """A bundle's weights, as plain tensors; those of a shipped bundle only if they are what was released.
+
+    Raises:
+        ModelError: If the file cannot be read as tensors, or a shipped one differs from the SHA-256 in the bundle's
+            ``metadata.json``.
+    """
+    import torch
+
+    path = root / "models" / "model.pt"
+    try:
+        raw = path.read_bytes()
+        if root in shipped_bundles().values():
+            metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+            if hashlib.sha256(raw).hexdigest() != metadata[WEIGHTS_HASH]:
+                raise ModelError(f"weights {path} are not the released ones (SHA-256 differs); install adl_monai anew.")
+        weights: dict[str, torch.Tensor] = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ModelError(f"weights {path} cannot be read ({_first_line(error)}); train or install anew.") from error
+    return weights
 
 
 def open_workflow(root: Path, configs: tuple[str, ...], kind: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:
@@ -144,12 +166,13 @@ def inference_overrides(root: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load_denoiser(
-    model: str | Path | None, *, device: str = "auto", precision: str = "auto", **values: Any
+    model: str | Path | None, *, spatial_dims: int = 3, device: str = "auto", precision: str = "auto", **values: Any
 ) -> Denoiser:
     """Build a model's parts from its bundle's ``inference.json`` and load its weights.
 
     Args:
         model: See ``find_bundle``.
+        spatial_dims: See ``find_bundle``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         **values: Further values of ``inference.json`` (``strength``, ``overwrite``, ...).
@@ -158,11 +181,9 @@ def load_denoiser(
         ModelError: If there is no such model or its weights do not fit its network.
         UsageError: If an option holds a config expression.
     """
-    import torch
-
     options = {"device#name": device, "precision": precision, **values}
     refuse_expressions(options)
-    root = find_bundle(model)
+    root = find_bundle(model, spatial_dims)
     trusted, overrides = inference_overrides(root)
     overrides.update(options)
     workflow = open_workflow(trusted, ("inference",), "infer", overrides)
@@ -170,11 +191,13 @@ def load_denoiser(
     with surfacing_user_errors():
         workflow.initialize()
         network = parser.get_parsed_content("network")
-    weights = root / "models" / "model.pt"
+    weights = load_weights(root)
     try:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        network.load_state_dict(weights)
     except Exception as error:
-        raise ModelError(f"weights {weights} do not load into the bundle's network ({_first_line(error)}).") from error
+        raise ModelError(
+            f"the weights of {root} do not load into the bundle's network ({_first_line(error)})."
+        ) from error
     network.eval()
     lower, upper = parser.get_parsed_content("intensity_percentiles")
     return Denoiser(
@@ -190,7 +213,9 @@ def load_denoiser(
 
 
 def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Copy a shipped bundle's files (without weights), with the network and plain values of one training run.
+    """Copy a shipped bundle's files, with the network and plain values of one training run.
+
+    What is said of the shipped weights (their figures, hash and model card) is left out, as are the weights.
 
     Args:
         source: Shipped bundle.
@@ -200,11 +225,17 @@ def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], val
     """
     for path in source.rglob("*"):
         relative = path.relative_to(source)
-        if path.is_file() and relative.parts[0] != "models" and "__pycache__" not in relative.parts:
+        left_out = relative.parts[0] == "models" or path.name == MODEL_CARD or "__pycache__" in relative.parts
+        if path.is_file() and not left_out:
             destination = target / relative
             destination.parent.mkdir(parents=True, exist_ok=True)
             destination.write_bytes(path.read_bytes())
     (target / "models").mkdir(parents=True, exist_ok=True)
+    path = target / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    metadata.pop(WEIGHTS_HASH, None)
+    metadata.update(data_source="the scans of the manifest it was trained with", eval_metrics={})
+    path.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     for name, multi_scale in (("inference", False), ("train", True)):
         path = target / "configs" / f"{name}.json"
         config = json.loads(path.read_text(encoding="utf-8"))

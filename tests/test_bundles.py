@@ -32,7 +32,7 @@ def cli_settings(options: dict[str, object]) -> list[str]:
 
 
 def test_both_bundles_are_found_with_their_files() -> None:
-    assert list(shipped_bundles()) == ["adl_denoise_2d", "adl_denoise_3d"]
+    assert list(shipped_bundles()) == ["adl2d", "adl3d"]
     for root in shipped_bundles().values():
         for name in ("LICENSE", "docs/README.md", "docs/data_license.txt"):
             assert (root / name).read_text().strip(), name

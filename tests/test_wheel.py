@@ -34,8 +34,8 @@ def test_the_wheel_denoises_in_a_clean_environment(tmp_path: Path, identity_mode
     names = zipfile.ZipFile(wheel).namelist()
     for dims in (2, 3):
         for name in ("train", "multi_gpu_train", "evaluate", "inference", "metadata"):
-            assert f"adl_monai/pipelines/adl_denoise_{dims}d/configs/{name}.json" in names
-        assert f"adl_monai/pipelines/adl_denoise_{dims}d/LICENSE" in names
+            assert f"adl_monai/pipelines/adl{dims}d/configs/{name}.json" in names
+        assert f"adl_monai/pipelines/adl{dims}d/LICENSE" in names
     assert "adl_monai/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "pipelines/"))]
 

@@ -11,6 +11,8 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor
 
 from adl_monai.compute import autocast, channels_last
+from adl_monai.errors import ModelError
+from adl_monai.inferers.ensemble import mean_over_flips
 
 
 class TiledInferer(Inferer):
@@ -27,10 +29,12 @@ class TiledInferer(Inferer):
         divisor: What the network needs its sizes to be a multiple of.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where the tiles are computed; None takes the image's device. The result is on the image's device.
+        ensemble: Average over mirror images (``mean_over_flips``): a little better, 4 or 8 times slower.
         progress: Show a progress bar over the tiles.
 
     Raises:
-        ValueError: If a tile is not a multiple of the divisor, or the image has no axes of the network's kind.
+        ValueError: If a tile is not a multiple of the divisor.
+        ModelError: From a call, if a 3D network is given a 2D image.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class TiledInferer(Inferer):
         divisor: int = 8,
         precision: str = "auto",
         device: torch.device | str | None = None,
+        ensemble: bool = False,
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -56,6 +61,7 @@ class TiledInferer(Inferer):
         self.divisor = divisor
         self.precision = precision
         self.device = None if device is None else torch.device(device)
+        self.ensemble = ensemble
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -79,19 +85,22 @@ class TiledInferer(Inferer):
             denoised = self._run(slices, network, *args, **kwargs)
             stack = denoised.reshape(batch, depth, channels, height, width).movedim(1, -1)
             return _like(stack, inputs)
-        raise ValueError(
+        raise ModelError(
             f"an image of shape {tuple(inputs.shape)} has {axes} spatial axes, but the network is "
-            f"{self.spatial_dims}D; use a 2D model for single images."
+            f"{self.spatial_dims}D; pass a 2D model with --model."
         )
 
     def _run(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         device = self.device or inputs.device
         layout = channels_last(self.spatial_dims)
 
-        def denoise_tiles(tiles: Tensor) -> Tensor:
+        def denoise_batch(tiles: Tensor) -> Tensor:
             with autocast(self.precision, device):
                 denoised = network(tiles.to(memory_format=layout), *args, **kwargs)
             return (denoised if isinstance(denoised, Tensor) else denoised[0]).float()
+
+        def denoise_tiles(tiles: Tensor) -> Tensor:
+            return mean_over_flips(denoise_batch, tiles) if self.ensemble else denoise_batch(tiles)
 
         image = inputs.as_subclass(Tensor).float()
         padded = pad_by_reflection(image, self.divisor)

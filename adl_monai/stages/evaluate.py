@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from adl_monai.bundle import find_bundle, inference_overrides, open_workflow, refuse_expressions
+from adl_monai.data.monai_io import VolumeReader
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
-from adl_monai.manifest import check_pairs, load_manifest
+from adl_monai.manifest import Case, check_pairs, load_manifest
 
 COLUMNS = ("case", "noise", "sigma", "psnr_noisy", "psnr", "ssim_noisy", "ssim")
 
@@ -60,7 +61,7 @@ def evaluate(
     if not cases:
         raise UsageError(f"{manifest} has no case under {split!r}; choose another split with --split.")
     check_pairs(parsed)
-    root = find_bundle(model)
+    root = find_bundle(model, _spatial_dims(cases[0]) if model is None else 3)
     trusted, values = inference_overrides(root)
     output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -97,3 +98,9 @@ def evaluate(
         writer.writeheader()
         writer.writerows(rows)
     return rows
+
+
+def _spatial_dims(case: Case) -> int:
+    """Axes of a case's image: the shipped 2D model is for manifests of 2D images."""
+    reader = VolumeReader()
+    return min(reader.get_data(reader.read(case.image))[0].ndim, 3)

@@ -15,12 +15,22 @@ from typing import Any
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
-from adl_monai.bundle import PLAIN_KEYS, open_workflow, shipped_bundle, write_bundle
+from adl_monai.bundle import (
+    PLAIN_KEYS,
+    find_bundle,
+    inference_overrides,
+    load_weights,
+    open_workflow,
+    shipped_bundle,
+    write_bundle,
+)
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
 from adl_monai.manifest import check_pairs, load_manifest
 
 logger = logging.getLogger(__name__)
+
+PRESETS = ("default", "paper", "release")
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ def train(
     *,
     spatial_dims: int | None = None,
     preset: str | None = None,
+    init: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     overrides: Mapping[str, Any] | None = None,
@@ -67,7 +78,10 @@ def train(
         manifest: Path of a manifest; see ``adl_monai.manifest``.
         run_dir: Folder to write.
         spatial_dims: 2 trains on slices and images, 3 (the default) on volumes.
-        preset: ``default``, or ``paper`` for the published network and losses (``paper.json`` over ``train.json``).
+        preset: ``default``; ``paper`` for the published network and losses (``paper.json`` over ``train.json``);
+            ``release`` for the longer run that made the shipped weights (``release.json``).
+        init: A model to start from instead of random weights, see ``adl_monai.bundle.find_bundle``; its network
+            arguments come with it.
         resume: Go on from the run folder's last checkpoint, with the options that the run was started with; those
             given here come on top.
         overwrite: Start anew in a folder that holds a run, deleting that run's files.
@@ -89,8 +103,10 @@ def train(
         raise UsageError(f"{manifest} has no case under 'training'; add some, or write one with adl-monai prepare.")
     if spatial_dims not in (2, 3):
         raise UsageError(f"spatial_dims {spatial_dims} is not 2 or 3.")
-    if preset not in ("default", "paper"):
-        raise UsageError(f"preset {preset!r} is unknown; expected default or paper.")
+    if preset not in PRESETS:
+        raise UsageError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}.")
+    if init is not None:
+        overrides = {**_start_from(init, spatial_dims), **overrides}
     check_pairs(parsed)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
@@ -99,7 +115,7 @@ def train(
 
     source = shipped_bundle(spatial_dims)
     values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **overrides}
-    configs = ("train", *(["paper"] if preset == "paper" else []), *(["multi_gpu_train"] if distributed else []))
+    configs = ("train", *([preset] if preset != "default" else []), *(["multi_gpu_train"] if distributed else []))
     checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
     workflow = open_workflow(source, configs, "train", {**values, **checked})
     handler = _log_to(run_dir) if main_process else None
@@ -128,6 +144,17 @@ def train(
         metrics={name: float(value) for name, value in evaluator.state.metrics.items()},
         main_process=main_process,
     )
+
+
+def _start_from(init: str | Path, spatial_dims: int) -> dict[str, Any]:
+    """The config values that start a run from a model's weights."""
+    root = find_bundle(init)
+    load_weights(root)  # refused here, before anything is written
+    bundle, values = inference_overrides(root)
+    if bundle != shipped_bundle(spatial_dims):
+        raise UsageError(f"model {init} is not {spatial_dims}D; choose the model's dimensions with --dims.")
+    network = {"network_def": {**values["network_def"], "multi_scale": True}} if values else {}
+    return {"init": str(root / "models" / "model.pt"), **network}
 
 
 def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:

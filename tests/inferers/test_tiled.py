@@ -8,7 +8,9 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from adl_monai.errors import ModelError
 from adl_monai.inferers import TiledInferer
+from adl_monai.inferers.ensemble import mean_over_flips
 from adl_monai.inferers.tiled import pad_by_reflection
 
 
@@ -57,7 +59,7 @@ def test_a_2d_network_runs_on_each_slice() -> None:
 
 
 def test_a_3d_network_refuses_a_2d_image() -> None:
-    with pytest.raises(ValueError, match="use a 2D model"):
+    with pytest.raises(ModelError, match="2D model"):
         TiledInferer(3, 16)(torch.rand(1, 1, 16, 16), nn.Identity())
 
 
@@ -86,3 +88,26 @@ def test_padding_mirrors_as_numpy_does(size: int) -> None:
 def test_impossible_tiles_are_refused(tile: object, overlap: float) -> None:
     with pytest.raises(ValueError, match=r"tile|overlap"):
         TiledInferer(3, tile, overlap)
+
+
+class Lean(nn.Module):
+    """Moves the image by one voxel along the first axis: a network that favours one direction."""
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy.roll(1, 2)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_ensemble_averages_over_all_mirror_images(spatial_dims: int) -> None:
+    image = torch.rand(1, 1, *[8] * spatial_dims)
+    calls = []
+
+    def network(noisy: Tensor) -> Tensor:
+        calls.append(noisy)
+        return Lean()(noisy)
+
+    both_ways = (image.roll(1, 2) + image.roll(-1, 2)) / 2
+    torch.testing.assert_close(mean_over_flips(network, image), both_ways)
+    assert len(calls) == 2**spatial_dims
+    inferer = TiledInferer(spatial_dims, 8, precision="fp32", ensemble=True)
+    torch.testing.assert_close(inferer(image, Lean()), both_ways)
