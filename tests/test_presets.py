@@ -35,6 +35,6 @@ def test_the_paper_preset_is_the_paper(spatial_dims: int, parameters: int, manif
 
 
 def test_an_unknown_preset_is_refused(manifest: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="expected expected one of default, paper, release"):
+    with pytest.raises(UsageError, match="expected one of default, paper, release"):
         train(manifest, tmp_path / "run", preset="fancy")
     assert not (tmp_path / "run").exists()
