@@ -34,7 +34,7 @@ def nlm_dipy(noisy: np.ndarray, sigma: float) -> np.ndarray:
     """dipy's block-wise non-local means, 3D."""
     from dipy.denoise.nlmeans import nlmeans
 
-    return nlmeans(noisy, sigma=sigma, patch_radius=1, block_radius=3, rician=False)
+    return nlmeans(noisy, sigma=sigma, patch_radius=1, rician=False)
 
 
 def bm4d(noisy: np.ndarray, sigma: float) -> np.ndarray:

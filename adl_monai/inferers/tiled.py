@@ -11,6 +11,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor
 
 from adl_monai.compute import autocast, channels_last
+from adl_monai.data.normalization import robust_range
 from adl_monai.errors import ModelError
 from adl_monai.inferers.ensemble import mean_over_flips
 
@@ -30,6 +31,8 @@ class TiledInferer(Inferer):
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where the tiles are computed; None takes the image's device. The result is on the image's device.
         ensemble: Average over mirror images (``mean_over_flips``): a little better, 4 or 8 times slower.
+        percentiles: Run each image on the scale on which these two of its own are 0 and 1, and undo that afterwards:
+            for clean images that got their noise after their normalisation. None takes images as they are.
         progress: Show a progress bar over the tiles.
 
     Raises:
@@ -47,6 +50,7 @@ class TiledInferer(Inferer):
         precision: str = "auto",
         device: torch.device | str | None = None,
         ensemble: bool = False,
+        percentiles: tuple[float, float] | None = None,
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class TiledInferer(Inferer):
         self.precision = precision
         self.device = None if device is None else torch.device(device)
         self.ensemble = ensemble
+        self.percentiles = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -76,6 +81,15 @@ class TiledInferer(Inferer):
         Returns:
             Float32, the shape, device and (for a ``MetaTensor``) metadata of ``inputs``.
         """
+        if self.percentiles is not None:
+            ranges = [robust_range(image, *self.percentiles) for image in inputs.as_subclass(Tensor)]
+            offset, scale = (inputs.new_tensor(one).as_subclass(Tensor) for one in zip(*ranges, strict=True))
+            shape = (-1, *(1,) * (inputs.ndim - 1))
+            offset, scale = offset.view(shape), torch.where(scale > 0, scale, 1.0).view(shape)
+            return self._blind((inputs - offset) / scale, network, *args, **kwargs) * scale + offset
+        return self._blind(inputs, network, *args, **kwargs)
+
+    def _blind(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         axes = inputs.ndim - 2
         if axes == self.spatial_dims:
             return self._run(inputs, network, *args, **kwargs)

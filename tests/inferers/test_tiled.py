@@ -111,3 +111,20 @@ def test_the_ensemble_averages_over_all_mirror_images(spatial_dims: int) -> None
     assert len(calls) == 2**spatial_dims
     inferer = TiledInferer(spatial_dims, 8, precision="fp32", ensemble=True)
     torch.testing.assert_close(inferer(image, Lean()), both_ways)
+
+
+def test_percentiles_give_each_image_its_own_scale_and_take_it_back() -> None:
+    seen = []
+
+    def network(noisy: Tensor) -> Tensor:
+        seen.append(noisy.clone())
+        return noisy
+
+    images = torch.rand(2, 1, 16, 16, 16) * torch.tensor([3.0, 0.1]).view(2, 1, 1, 1, 1) - 1
+    images[1] -= 5
+    denoised = TiledInferer(3, 16, precision="fp32", percentiles=(0.0, 100.0))(images, network)
+    torch.testing.assert_close(denoised, images, rtol=1e-5, atol=1e-5)
+    for tile in torch.cat(seen):
+        assert (tile.min().item(), tile.max().item()) == pytest.approx((0, 1), abs=1e-5)
+    flat = torch.full((1, 1, 16, 16, 16), 7.0)
+    torch.testing.assert_close(TiledInferer(3, 16, percentiles=(0.5, 99.5))(flat, network), flat)
