@@ -31,6 +31,7 @@ from adl_monai.manifest import check_pairs, load_manifest
 logger = logging.getLogger(__name__)
 
 PRESETS = ("default", "paper", "release")
+FINE_TUNING_RATE = 0.0005  # a fresh network's rate would undo what the model has learned
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def train(
         preset: ``default``; ``paper`` for the published network and losses (``paper.json`` over ``train.json``);
             ``release`` for the longer run that made the shipped weights (``release.json``).
         init: A model to start from instead of random weights, see ``adl_monai.bundle.find_bundle``; its network
-            arguments come with it.
+            arguments come with it, and a learning rate of 0.0005 unless ``overrides`` gives another.
         resume: Go on from the run folder's last checkpoint, with the options that the run was started with; those
             given here come on top.
         overwrite: Start anew in a folder that holds a run, deleting that run's files.
@@ -154,7 +155,7 @@ def _start_from(init: str | Path, spatial_dims: int) -> dict[str, Any]:
     if bundle != shipped_bundle(spatial_dims):
         raise UsageError(f"model {init} is not {spatial_dims}D; choose the model's dimensions with --dims.")
     network = {"network_def": {**values["network_def"], "multi_scale": True}} if values else {}
-    return {"init": str(root / "models" / "model.pt"), **network}
+    return {"init": str(root / "models" / "model.pt"), "learning_rate": FINE_TUNING_RATE, **network}
 
 
 def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:

@@ -69,12 +69,12 @@ def _templates() -> tuple[np.ndarray, ...]:
             "synthetic kind 'tissue' needs the ICBM template inside nilearn: pip install 'adl_monai[train]', or use "
             "another kind."
         ) from error
-    import nibabel
+    from nibabel.nifti1 import Nifti1Image
 
     folder = Path(nilearn.datasets.__file__).parent / "data"
     maps = []
     for name in FILES:
         path = folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
-        values = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
+        values = np.asarray(Nifti1Image.from_filename(path).dataobj, dtype=np.float32)
         maps.append(np.clip(values / values.max(), 0, 1).astype(np.float16))
     return tuple(maps)
