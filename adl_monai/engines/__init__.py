@@ -2,6 +2,7 @@
 
 from adl_monai.engines.checkpoint import CheckpointHandler
 from adl_monai.engines.ema import EMA
+from adl_monai.engines.idle import IdleDenoiserHandler
 from adl_monai.engines.muon import Muon
 from adl_monai.engines.phases import Phase, PhaseSchedule
 from adl_monai.engines.preview import PreviewHandler
@@ -12,6 +13,7 @@ __all__ = [
     "EMA",
     "ADLTrainer",
     "CheckpointHandler",
+    "IdleDenoiserHandler",
     "Muon",
     "Phase",
     "PhaseSchedule",

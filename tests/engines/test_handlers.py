@@ -51,3 +51,11 @@ def test_a_preview_shows_the_middle_slice_upright() -> None:
 def test_the_bar_is_quiet_without_a_terminal() -> None:
     assert ProgressHandler().show is False
     assert ProgressHandler(show=True, active=False).show is False
+
+
+def test_a_network_that_returns_its_input_is_noticed(manifest: Path, tmp_path: Path) -> None:
+    train(manifest, tmp_path / "dead", overrides={**TINY, "learning_rate": 1e-12, "loss#adversarial": 0.0})
+    log = (tmp_path / "dead" / "train.log").read_text()
+    assert log.count("no better than the noisy ones") == 1
+    train(manifest, tmp_path / "alive", overrides={**TINY, "max_epochs": 6, "patches_per_epoch": 64})
+    assert "no better" not in (tmp_path / "alive" / "train.log").read_text()
