@@ -3,7 +3,7 @@
 from adl_monai.data.cases import list_cases
 from adl_monai.data.degradations import Degraded, RandDegraded
 from adl_monai.data.monai_io import SaveImageLiked, StrictLoadImaged, VolumeReader
-from adl_monai.data.noisy_range import NoisyRanged, SampledIntensitiesd
+from adl_monai.data.noisy_range import RandNoisyRanged, SampledIntensitiesd
 from adl_monai.data.normalization import RobustNormalized
 from adl_monai.data.patches import PatchDataset
 from adl_monai.data.transforms import BlendStrengthd, CleanAsLabeld, EnsureDepthd
@@ -14,9 +14,9 @@ __all__ = [
     "CleanAsLabeld",
     "Degraded",
     "EnsureDepthd",
-    "NoisyRanged",
     "PatchDataset",
     "RandDegraded",
+    "RandNoisyRanged",
     "RobustNormalized",
     "SampledIntensitiesd",
     "SaveImageLiked",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 
 from adl_monai.data.degradations import Degradation
@@ -20,11 +20,12 @@ from adl_monai.data.normalization import normalize, robust_range
 
 SAMPLE = "intensities"
 VOXELS = 8192
+LARGEST_SHIFT = 0.4
 OTHER_SEED = 0x9E3779B9  # the sample's noise is not the patch's
 
 
 class SampledIntensitiesd(MapTransform):
-    """Keep some voxels of the whole image, evenly spread, as ``"intensities"`` (n,), for ``NoisyRanged``.
+    """Keep some voxels of the whole image, evenly spread, as ``"intensities"`` (n,), for ``RandNoisyRanged``.
 
     Args:
         keys: the one image, (C, H, W[, D]), before it is cropped.
@@ -46,37 +47,58 @@ class SampledIntensitiesd(MapTransform):
         return case
 
 
-class NoisyRanged(MapTransform):
+class RandNoisyRanged(RandomizableTransform, MapTransform):
     """Renormalise a degraded patch and its clean label by the range that the whole image has with such noise.
 
     The range is that of the sample of ``SampledIntensitiesd`` under the recorded degradation. Both records are taken
-    out of the case. A case that was not degraded is a real pair, normalised by its noisy image already, and passes.
+    out of the case. A case that was not degraded is a real pair, normalised by its noisy image already, and keeps its
+    range.
+
+    A share of the patches is shifted and stretched besides: percentiles depend on how much background a scan shows,
+    and a network that trusts them fails, by many dB, where they are not what it has met.
 
     Args:
         keys: the noisy and the clean patch.
         lower: percentile mapped to 0.
         upper: percentile mapped to 1.
+        jitter: share of the patches that are moved: by up to 0.4 either way, and stretched by up to the root of 2.
         allow_missing_keys: skip keys that a case does not have.
     """
 
     def __init__(
-        self, keys: KeysCollection, lower: float = 0.5, upper: float = 99.5, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        jitter: float = 0.0,
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, jitter)
         self.lower = lower
         self.upper = upper
+        self.move = (0.0, 1.0)
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to move the patch, how far, and how much to stretch it."""
+        super().randomize(data)
+        shift, stretch = float(self.R.uniform(-LARGEST_SHIFT, LARGEST_SHIFT)), float(2 ** self.R.uniform(-0.5, 0.5))
+        self.move = (shift, stretch) if self._do_transform else (0.0, 1.0)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case on the noisy scale."""
+        self.randomize()
         case = dict(data)
         sample, record = case.pop(SAMPLE), case.pop("degradation")
-        if record["kind"] == "none":
-            return case
-        degradation = Degradation(record["kind"], record["sigma"], record["seed"] ^ OTHER_SEED)
-        offset, scale = robust_range(degradation.apply(sample), self.lower, self.upper)
-        if scale > 0:
+        offset, scale = 0.0, 1.0
+        if record["kind"] != "none":
+            degradation = Degradation(record["kind"], record["sigma"], record["seed"] ^ OTHER_SEED)
+            offset, scale = robust_range(degradation.apply(sample), self.lower, self.upper)
+        shift, stretch = self.move
+        scale = scale / stretch if scale > 0 else 1 / stretch
+        offset -= shift * scale
+        if (offset, scale) != (0.0, 1.0):
             for key in self.key_iterator(case):
-                case[key] = normalize(
-                    convert_to_tensor(case[key], track_meta=isinstance(case[key], MetaTensor)), offset, scale
-                )
+                image = convert_to_tensor(case[key], track_meta=isinstance(case[key], MetaTensor))
+                case[key] = normalize(image, offset, scale)
         return case

@@ -3,7 +3,7 @@ import pytest
 import torch
 from monai.transforms import Compose, RandSpatialCropd
 
-from adl_monai.data import CleanAsLabeld, NoisyRanged, RandDegraded, SampledIntensitiesd
+from adl_monai.data import CleanAsLabeld, RandDegraded, RandNoisyRanged, SampledIntensitiesd
 from adl_monai.data.degradations import Degradation
 from adl_monai.data.normalization import robust_range
 from adl_monai.data.synthetic import synthetic_volume
@@ -20,7 +20,7 @@ def chain(kind, sigma, patch):
             RandSpatialCropd("image", roi_size=patch, random_size=False),
             CleanAsLabeld(),
             RandDegraded(kinds=[kind], sigma_range=(sigma, sigma), record=True),
-            NoisyRanged(["image", "label"]),
+            RandNoisyRanged(["image", "label"]),
         ]
     )
 
@@ -49,13 +49,13 @@ def test_both_move_together_so_that_the_noise_stays_the_noise():
 
 def test_pairs_and_constant_images_pass():
     pair = {"image": torch.rand(1, 8, 8), "label": torch.rand(1, 8, 8)}
-    steps = [SampledIntensitiesd(), CleanAsLabeld(), RandDegraded(record=True), NoisyRanged(["image", "label"])]
+    steps = [SampledIntensitiesd(), CleanAsLabeld(), RandDegraded(record=True), RandNoisyRanged(["image", "label"])]
     case = Compose(steps)(pair)
     assert torch.equal(case["image"], pair["image"])
     assert torch.equal(case["label"], pair["label"])
     steps[2] = RandDegraded(sigma_range=(0, 0), record=True)
     flat = Compose(steps)({"image": torch.full((1, 8, 8), 0.3)})
-    assert torch.equal(torch.as_tensor(flat["label"]), torch.full((1, 8, 8), 0.3))
+    assert not torch.as_tensor(flat["label"]).any()  # as in inference: a constant image is 0
 
 
 def test_the_sample_is_spread_over_the_image_and_not_a_view_of_it():
@@ -69,3 +69,21 @@ def test_the_sample_is_spread_over_the_image_and_not_a_view_of_it():
     assert ramp.any()
     small = SampledIntensitiesd()({"image": torch.arange(9.0).reshape(1, 3, 3)})["intensities"]
     assert len(small) == 9
+
+
+def test_jitter_moves_noisy_and_clean_by_one_map_of_the_announced_size():
+    clean = clean_volume()
+    plain = chain("gaussian", 0.1, (24, 24, 24))
+    moved = Compose([*plain.transforms[:-1], RandNoisyRanged(["image", "label"], jitter=0.5)])
+    maps = []
+    for seed in range(40):
+        a = plain.set_random_state(seed=seed)({"image": clean})
+        b = moved.set_random_state(seed=seed)({"image": clean})
+        slope, start = np.polyfit(np.ravel(a["label"]), np.ravel(b["label"]), 1)
+        np.testing.assert_allclose(np.asarray(a["image"]) * slope + start, np.asarray(b["image"]), atol=1e-4)
+        maps.append((slope, start))
+    slopes, starts = np.array(maps).T
+    still = np.isclose(slopes, 1) & np.isclose(starts, 0, atol=1e-5)
+    assert 10 < still.sum() < 30
+    assert 0.7 < slopes.min() < 0.8 < 1.25 < slopes.max() < 1.415
+    assert -0.4 < starts.min() < -0.2 < 0.2 < starts.max() < 0.4
