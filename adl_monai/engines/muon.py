@@ -26,6 +26,8 @@ class Muon(torch.optim.Optimizer):
         lr: Step of the wide kernels.
         narrow_lr: Step of Adam, for parameters with fewer than 8 rows or columns.
         momentum: Of the wide kernels, with Nesterov's look ahead.
+        weight_decay: Share of a wide kernel, times ``lr``, that a step takes away. Every step is of full size however
+            weak the gradient, so that kernels which matter little would grow without end.
         betas: Of Adam.
         eps: Of Adam.
 
@@ -41,6 +43,7 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.003,
         narrow_lr: float = 0.001,
         momentum: float = 0.95,
+        weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
     ) -> None:
@@ -56,7 +59,9 @@ class Muon(torch.optim.Optimizer):
         groups = [group for group in groups if group["params"]]
         if not groups:
             raise ValueError("there is no parameter to train; pass network.parameters().")
-        super().__init__(groups, {"momentum": momentum, "betas": tuple(betas), "eps": eps})
+        super().__init__(
+            groups, {"momentum": momentum, "weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -78,6 +83,7 @@ class Muon(torch.optim.Optimizer):
         momentum: Tensor = state["momentum"].mul_(group["momentum"]).add_(grad)
         matrix = grad.add(momentum, alpha=group["momentum"]).flatten(1)
         update = orthogonalised(matrix).reshape(parameter.shape)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-0.2 * max(matrix.shape) ** 0.5 * group["lr"])
 
     def _move_by_adam(self, parameter: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

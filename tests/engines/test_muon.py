@@ -85,3 +85,16 @@ def test_bad_arguments_are_refused() -> None:
         Muon([torch.nn.Parameter(torch.ones(8, 8))], lr=0)
     with pytest.raises(ValueError, match="no parameter"):
         Muon([])
+
+
+def test_weight_decay_holds_kernels_that_only_see_noise() -> None:
+    sizes = {}
+    for weight_decay in (0.0, 0.3):
+        generator = torch.Generator().manual_seed(4)
+        kernel = torch.nn.Parameter(0.04 * torch.randn(8, 72, generator=generator))
+        optimizer = Muon([kernel], lr=0.05, momentum=0.9, weight_decay=weight_decay)
+        for _ in range(1000):
+            kernel.grad = 1e-6 * torch.randn(kernel.shape, generator=generator)
+            optimizer.step()
+        sizes[weight_decay] = float(kernel.detach().square().mean().sqrt())
+    assert sizes[0.3] < 0.5 * sizes[0.0]
