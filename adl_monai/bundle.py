@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,7 +107,9 @@ def load_weights(root: Path) -> dict[str, torch.Tensor]:
             if hashlib.sha256(raw).hexdigest() != metadata[WEIGHTS_HASH]:
                 raise ModelError(f"weights {path} are not the released ones (SHA-256 differs); install adl_monai anew.")
         weights: dict[str, torch.Tensor] = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # of many kinds, as many as ways to damage a file
         raise ModelError(f"weights {path} cannot be read ({_first_line(error)}); train or install anew.") from error
     return weights
 

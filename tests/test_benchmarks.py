@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.conftest import generated_manifest
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import quality
 from peers import without_rician_bias
 
 
@@ -21,3 +26,34 @@ def test_the_mean_of_rician_noise_is_mapped_back_to_the_clean_value(sigma: float
         mean = np.mean(np.hypot(clean + real, imaginary))
         assert without_rician_bias(np.array([mean]), sigma)[0] == pytest.approx(clean, abs=0.02 * sigma + 1e-4 * clean)
     assert without_rician_bias(np.array([0.0]), sigma)[0] == 0.0
+
+
+def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(generated_manifest((32, 32, 32))))
+    options = argparse.Namespace(
+        manifest=str(tmp_path / "manifest.json"),
+        model=["adl3d"],
+        peers=["TV"],
+        noise=["gaussian:25/255", "rician:5/100"],
+        split="test",
+        crop=24,
+        range=None,
+        device="cpu",
+        precision="fp32",
+        seed=0,
+        output=tmp_path,
+    )
+    results = quality.run(options)
+    rows = results["rows"]
+    assert len(rows) == 2 * 2 * 3
+    assert {row["method"] for row in rows} == {"noisy", "TV", "adl3d"}
+    for case, level in {(row["case"], row["level"]) for row in rows}:
+        psnr = {row["method"]: row["psnr"] for row in rows if (row["case"], row["level"]) == (case, level)}
+        assert psnr["adl3d"] > psnr["noisy"]
+        assert psnr["TV"] > psnr["noisy"] or level == "5/100"  # which has strong edges and weak noise
+    noisy = [row for row in rows if row["method"] == "noisy" and row["noise"] == "gaussian"]
+    assert all(abs(row["psnr"] - 20.17) < 0.2 for row in noisy)
+    assert all(abs(row["flat_bias"]) < 0.01 for row in noisy)
+    lines = quality.table(rows).splitlines()
+    assert len(lines) == 2 + 2 + 1
+    assert "adl3d" in lines[0]

@@ -16,6 +16,9 @@ from adl_monai.files import replacing
 from adl_monai.manifest import load_manifest
 
 
+SMALLEST_PICTURE = 256  # pixels high, or little less
+
+
 @dataclass(frozen=True)
 class Job:
     """One scan to denoise and where the result goes."""
@@ -66,12 +69,14 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, overwrite: bool) -> l
 
 
 def write_preview(path: Path, noisy: Tensor, denoised: Tensor) -> None:
-    """Write noisy, denoised and the amplified residual side by side as a grey PNG."""
+    """Write noisy, denoised and the amplified residual side by side as a grey PNG; small slices are enlarged."""
     from PIL import Image
 
     from adl_monai.engines.preview import preview_row
 
     row = preview_row(noisy, denoised)[0]
+    enlarge = max(1, SMALLEST_PICTURE // row.shape[0])
+    row = row.repeat_interleave(enlarge, 0).repeat_interleave(enlarge, 1)
     with replacing(path) as temporary:
         Image.fromarray((row * 255).round().byte().numpy()).save(temporary, format="PNG")
 

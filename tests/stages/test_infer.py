@@ -284,7 +284,7 @@ def test_the_command_line(tmp_path: Path, identity_model: Model, rng: np.random.
         assert result.exit_code == 0
         assert sorted(p.name for p in Path(here).iterdir()) == ["scan_denoised.nii.gz", "scan_denoised_preview.png"]
     picture = sitk.GetArrayFromImage(sitk.ReadImage(str(Path(here) / "scan_denoised_preview.png")))
-    assert picture.shape == (16, 3 * 16)
+    assert picture.shape == (256, 3 * 256)  # enlarged 16 times
 
 
 def test_a_folder_of_two_series_asks_which(tmp_path: Path, identity_model: Model) -> None:

@@ -1,0 +1,214 @@
+"""The models in the box: what was released, small, and good for any scan without an option."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import adl_monai
+from adl_monai.bundle import find_bundle, load_denoiser, load_weights, shipped_bundle, shipped_bundles
+from adl_monai.data.synthetic import synthetic_volume
+from adl_monai.errors import ModelError, UsageError
+from adl_monai.stages.evaluate import evaluate
+from adl_monai.stages.infer import infer
+from adl_monai.stages.train import train
+from tests.conftest import TINY, generated_manifest
+
+DIMS = pytest.mark.parametrize("spatial_dims", [2, 3])
+SHAPES = {2: (160, 144), 3: (56, 48, 40)}
+MOST_BYTES = 8 * 10**6
+
+
+def psnr(denoised: np.ndarray, clean: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((denoised - clean) ** 2)))
+
+
+def phantom(spatial_dims: int, seed: int = 777) -> np.ndarray:
+    """Clean, in [0, 1]; seeds that no release manifest uses."""
+    image = synthetic_volume(SHAPES[spatial_dims], seed=seed, kind="scan")
+    low, high = np.percentile(image, (0.5, 99.5))
+    return (image - low) / (high - low)
+
+
+def noisy_phantom(spatial_dims: int, sigma: float, seed: int = 777) -> tuple[np.ndarray, np.ndarray]:
+    clean = phantom(spatial_dims, seed)
+    noise = np.random.default_rng(5).normal(0, sigma, clean.shape)
+    return (clean + noise).astype(np.float32), clean
+
+
+@DIMS
+def test_weights_are_small_and_what_the_bundle_says(spatial_dims: int) -> None:
+    root = shipped_bundle(spatial_dims)
+    path = root / "models" / "model.pt"
+    metadata = json.loads((root / "configs" / "metadata.json").read_text())
+    assert path.stat().st_size < MOST_BYTES
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == metadata["weights_sha256"]
+    assert metadata["weights_sha256"] in (root / "docs" / "model_card.md").read_text()
+    assert all(isinstance(value, torch.Tensor) for value in load_weights(root).values())
+
+
+def test_altered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "adl3d"
+    shutil.copytree(shipped_bundle(3), root)
+    monkeypatch.setattr("adl_monai.bundle.shipped_bundles", lambda: {"adl3d": root})
+    load_weights(root)
+    path = root / "models" / "model.pt"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ModelError, match="SHA-256"):
+        load_weights(root)
+    path.write_bytes(b"")
+    with pytest.raises(ModelError, match="SHA-256"):
+        load_weights(root)
+
+
+def test_a_damaged_model_of_ones_own_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for raw in (b"", b"junk", (shipped_bundle(3) / "models" / "model.pt").read_bytes()[:1000]):
+        (tmp_path / "models" / "model.pt").write_bytes(raw)
+        with pytest.raises(ModelError, match="cannot be read"):
+            load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "sigma", "gain"),
+    [(2, 0.05, 3.5), (2, 0.1, 6.0), (2, 0.2, 8.5), (3, 0.05, 8.5), (3, 0.1, 11.0), (3, 0.2, 13.0)],
+)
+def test_they_denoise(spatial_dims: int, sigma: float, gain: float) -> None:
+    """By so many dB on the mean of some textured and some flat images; a weaker model does not belong in the box."""
+    gains = []
+    for seed in range(777, 781):
+        noisy, clean = noisy_phantom(spatial_dims, sigma, seed)
+        gains.append(psnr(adl_monai.denoise(noisy), clean) - psnr(noisy, clean))
+    assert min(gains) > 1
+    assert np.mean(gains) > gain
+
+
+@DIMS
+def test_every_scale_of_the_network_is_at_work(spatial_dims: int) -> None:
+    """With dead or exploded stages a network still denoises, but less well, and sees no farther than its first ones."""
+    denoiser = load_denoiser(f"adl{spatial_dims}d", precision="fp32")
+    noisy = torch.from_numpy(noisy_phantom(spatial_dims, 0.1)[0])[None, None]
+    sizes: dict[str, float] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: sizes.update({name: float(output.square().mean().sqrt())})
+
+    network = denoiser.network
+    stages = {f"encoder.{name}": getattr(network.encoder, name) for name in ("encode1", "encode2", "encode3", "bridge")}
+    for name, stage in (stages | {name: getattr(network, name) for name in ("decode3", "decode2", "decode1")}).items():
+        stage.register_forward_hook(record(name))
+    with torch.no_grad():
+        before = network(noisy)
+        assert all(0.01 < size < 100 for size in sizes.values()), sizes
+        centre = tuple(size // 2 for size in noisy.shape[2:])
+        noisy[(0, 0, *centre)] += 1
+        reached = ((network(noisy) - before).abs() > 1e-6).nonzero()[:, 2:] - torch.tensor(centre)
+    assert reached.abs().max() > 16
+
+
+@DIMS
+def test_a_clean_image_stays_as_it_is(spatial_dims: int) -> None:
+    clean = phantom(spatial_dims).astype(np.float32)
+    assert psnr(adl_monai.denoise(clean), clean) > 45
+
+
+@DIMS
+@pytest.mark.parametrize("sigma", [0.0, 0.05, 0.1, 0.2])
+def test_flat_regions_keep_their_mean(spatial_dims: int, sigma: float) -> None:
+    """Within 0.3 % of the range."""
+    image = np.zeros((96, 96) if spatial_dims == 2 else (48, 48, 48))
+    image[20:], image[30:, 24:] = 0.6, 1.0
+    noisy = (image + np.random.default_rng(1).normal(0, sigma, image.shape)).astype(np.float32)
+    denoised = adl_monai.denoise(noisy)
+    inner = slice(36, -6) if spatial_dims == 3 else slice(40, -8)
+    region = (inner, slice(30, -6)) if spatial_dims == 3 else (inner, slice(34, -8))
+    assert abs(float((denoised - image)[region].mean())) < 0.003 + 3 * sigma / np.sqrt(image[region].size)
+
+
+@DIMS
+def test_any_scale_and_offset_gives_the_same_relative_result(spatial_dims: int) -> None:
+    noisy, _ = noisy_phantom(spatial_dims, 0.1)
+    for precision, worst, typical in (("fp32", 2e-4, 1e-5), ("auto", 0.03, 0.001)):
+        plain = adl_monai.denoise(noisy, precision=precision)
+        for scale, offset in ((1000.0, 500.0), (2000.0, -1000.0), (0.001, 0.0)):
+            other = adl_monai.denoise((noisy * scale + offset).astype(np.float32), precision=precision)
+            difference = (other - offset) / scale - plain
+            assert np.abs(difference).max() < worst
+            assert np.sqrt(np.mean(difference**2)) < typical
+
+
+def test_volumes_get_the_3d_model_and_images_the_2d_model(tmp_path: Path) -> None:
+    volume = (noisy_phantom(3, 0.1)[0] * 200 + 100).astype(np.int16)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "volume.nii.gz")
+    Image.fromarray(np.clip(noisy_phantom(2, 0.1)[0] * 200, 0, 255).astype(np.uint8)).save(tmp_path / "image.png")
+    infer([tmp_path / "image.png", tmp_path / "volume.nii.gz"], tmp_path / "by_default")
+    infer([tmp_path / "image.png"], tmp_path / "by_name", model="adl2d")
+    infer([tmp_path / "volume.nii.gz"], tmp_path / "by_name", model="adl3d")
+    for name in ("image_denoised.png", "volume_denoised.nii.gz"):
+        assert (tmp_path / "by_default" / name).read_bytes() == (tmp_path / "by_name" / name).read_bytes()
+    with pytest.raises(ModelError, match="2D"):
+        infer([tmp_path / "image.png"], tmp_path / "wrong", model="adl3d")
+
+
+def test_evaluate_takes_the_model_of_the_images_kind(tmp_path: Path) -> None:
+    for shape in ((64, 64), (24, 24, 24)):
+        (tmp_path / "manifest.json").write_text(json.dumps(generated_manifest(shape)))
+        rows = evaluate(tmp_path / "manifest.json", tmp_path / "metrics.json", overwrite=True)
+        assert rows[-1]["psnr"] > rows[-1]["psnr_noisy"]
+        recorded = json.loads((tmp_path / "metrics.json").read_text())["model"]
+        assert recorded == str(find_bundle(f"adl{len(shape)}d"))
+    (tmp_path / "manifest.json").write_text(json.dumps(generated_manifest((64, 64))))
+    with pytest.raises(ModelError, match="2D model"):
+        evaluate(tmp_path / "manifest.json", tmp_path / "metrics.json", model="adl3d", overwrite=True)
+
+
+def test_the_ensemble_is_better(tmp_path: Path) -> None:
+    noisy, clean = noisy_phantom(3, 0.1)
+    assert psnr(adl_monai.denoise(noisy, ensemble=True), clean) > psnr(adl_monai.denoise(noisy), clean)
+
+
+@DIMS
+def test_their_network_is_the_default_one_so_that_training_can_start_from_them(spatial_dims: int) -> None:
+    configs = shipped_bundle(spatial_dims) / "configs"
+    trained, run = (
+        json.loads((configs / f"{name}.json").read_text())["network_def"] for name in ("train", "inference")
+    )
+    assert {**run, "multi_scale": True} == trained
+
+
+def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:
+    one_step = {"max_epochs": 1, "patches_per_epoch": 4, "learning_rate": 1e-9, "loss#adversarial": 0.0}
+    options = {key: value for key, value in TINY.items() if not key.startswith(("network_def", "phases"))}
+    train(manifest, tmp_path / "run", init="adl3d", overrides={**options, **one_step})
+    tuned = load_weights(tmp_path / "run" / "bundle")
+    for name, value in load_weights(shipped_bundle(3)).items():
+        torch.testing.assert_close(tuned[name], value, atol=1e-6, rtol=0)
+    metadata = json.loads((tmp_path / "run" / "bundle" / "configs" / "metadata.json").read_text())
+    assert "weights_sha256" not in metadata
+    assert not (tmp_path / "run" / "bundle" / "docs" / "model_card.md").exists()
+    load_denoiser(tmp_path / "run")
+    # And from a run of one's own, whose network comes along; the other dimension is refused.
+    train(manifest, tmp_path / "small", overrides=TINY)
+    train(manifest, tmp_path / "again", init=tmp_path / "small", overrides={**options, **one_step})
+    for name, value in load_weights(tmp_path / "small" / "bundle").items():
+        torch.testing.assert_close(load_weights(tmp_path / "again" / "bundle")[name], value, atol=1e-6, rtol=0)
+    with pytest.raises(UsageError, match="not 3D"):
+        train(manifest, tmp_path / "wrong", init="adl2d", overrides=options)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_names_of_the_shipped_models() -> None:
+    assert list(shipped_bundles()) == ["adl2d", "adl3d"]
+    assert find_bundle(None) == find_bundle("adl3d") == shipped_bundle(3)
+    assert find_bundle(None, 2) == find_bundle("adl2d") == shipped_bundle(2)
