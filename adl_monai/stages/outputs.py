@@ -15,7 +15,6 @@ from adl_monai.errors import OutputError, UsageError
 from adl_monai.files import replacing
 from adl_monai.manifest import load_manifest
 
-
 SMALLEST_PICTURE = 256  # pixels high, or little less
 
 
