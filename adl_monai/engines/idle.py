@@ -10,10 +10,11 @@ from monai.engines import Workflow
 logger = logging.getLogger(__name__)
 
 LEAST_GAIN = 0.1  # dB
+PATIENCE = 5  # validations
 
 
 class IdleDenoiserHandler:
-    """Warns, once, when two validations in a row find the denoised images no better than the noisy ones.
+    """Warns, once, when five validations in a row find the denoised images no better than the noisy ones.
 
     Attach to the evaluator, whose metrics hold ``psnr`` and ``psnr_noisy``.
 
@@ -36,7 +37,7 @@ class IdleDenoiserHandler:
         if "psnr" not in metrics or "psnr_noisy" not in metrics:
             return
         self.idle = self.idle + 1 if metrics["psnr"] < metrics["psnr_noisy"] + LEAST_GAIN else 0
-        if self.idle == 2:
+        if self.idle == PATIENCE:
             logger.warning(
                 "epoch %d: the denoised images are no better than the noisy ones (%.2f dB, noisy %.2f dB). The network "
                 "may have died or the noise may be too weak to see: lower learning_rate, or check validation_sigma.",
