@@ -41,7 +41,7 @@ OBJECT = 0.1  # flat regions are judged where the clean image is brighter than t
 
 
 def figures(denoised: np.ndarray, clean: np.ndarray) -> dict[str, float]:
-    """PSNR, SSIM (data range 1), bias in flat regions; the finest detail plane's energy as a share of the clean one's."""
+    """PSNR, SSIM (data range 1), bias in flat regions; energy of the finest detail plane as a share of the clean."""
     a, b = (torch.from_numpy(image.astype(np.float32))[None, None] for image in (denoised, clean))
     steps = np.sqrt(sum(step**2 for step in np.gradient(clean)))
     flat = (maximum_filter(steps, 3) < FLAT_GRADIENT) & (clean > OBJECT)  # flat all around: no peak, no saddle
