@@ -58,7 +58,7 @@ PEERS: dict[str, tuple[tuple[int, ...], Method]] = {
     "TV": ((2, 3), total_variation),
     "NLM (scikit-image)": ((2,), nlm_skimage),
     "NLM (dipy)": ((3,), nlm_dipy),
-    "BM3D": ((2,), bm3d),
+    "BM3D": ((2, 3), bm3d),
     "BM4D": ((3,), bm4d),
 }
 

@@ -50,7 +50,8 @@ def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path
     for case, level in {(row["case"], row["level"]) for row in rows}:
         psnr = {row["method"]: row["psnr"] for row in rows if (row["case"], row["level"]) == (case, level)}
         assert psnr["adl3d"] > psnr["noisy"]
-        assert psnr["TV"] > psnr["noisy"] or level == "5/100"  # which has strong edges and weak noise
+        if level == "25/255":  # at the other one, total variation flattens more texture than noise
+            assert psnr["TV"] > psnr["noisy"]
     noisy = [row for row in rows if row["method"] == "noisy" and row["noise"] == "gaussian"]
     assert all(abs(row["psnr"] - 20.17) < 0.2 for row in noisy)
     assert all(abs(row["flat_bias"]) < 0.01 for row in noisy)

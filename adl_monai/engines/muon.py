@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 # Of the quintic that drives singular values in (0, 1] into about [0.7, 1.2] within five steps (Jordan et al.).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -90,13 +91,17 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["step"] = torch.zeros(())
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
-        first, second = group["betas"]
-        mean: Tensor = state["mean"].lerp_(grad, 1 - first)
-        square: Tensor = state["square"].lerp_(grad * grad, 1 - second)
-        count = float(state["step"])
-        scale = (square / (1 - second**count)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(mean, scale, value=-group["lr"] / (1 - first**count))
+        adam(
+            *([parameter], [grad], [state["mean"]], [state["square"]], [], [state["step"]]),
+            foreach=False,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
