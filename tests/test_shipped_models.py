@@ -203,6 +203,14 @@ def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:
     train(manifest, tmp_path / "again", init=tmp_path / "small", overrides={**options, **one_step})
     for name, value in load_weights(tmp_path / "small" / "bundle").items():
         torch.testing.assert_close(load_weights(tmp_path / "again" / "bundle")[name], value, atol=1e-6, rtol=0)
+    # A wider network grows from it; a narrower one is refused.
+    wider = {**options, **one_step, "network_def#filters": [24, 32, 48, 72]}
+    train(manifest, tmp_path / "grown", init="adl3d", overrides=wider)
+    noisy = noisy_phantom(3, 0.1)[0]
+    grown = adl_monai.denoise(noisy, tmp_path / "grown", precision="fp32")
+    np.testing.assert_allclose(grown, adl_monai.denoise(noisy, precision="fp32"), atol=1e-4)
+    with pytest.raises(ModelError, match="shrink"):
+        train(manifest, tmp_path / "narrow", init="adl3d", overrides={**wider, "network_def#filters": [8, 16, 24, 32]})
     with pytest.raises(UsageError, match="not 3D"):
         train(manifest, tmp_path / "wrong", init="adl2d", overrides=options)
     assert not (tmp_path / "wrong").exists()

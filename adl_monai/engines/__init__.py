@@ -7,6 +7,7 @@ from adl_monai.engines.muon import Muon
 from adl_monai.engines.phases import Phase, PhaseSchedule
 from adl_monai.engines.preview import PreviewHandler
 from adl_monai.engines.progress import ProgressHandler, scalars
+from adl_monai.engines.start import StartHandler
 from adl_monai.engines.trainer import ADLTrainer
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "PhaseSchedule",
     "PreviewHandler",
     "ProgressHandler",
+    "StartHandler",
     "scalars",
 ]

@@ -143,7 +143,7 @@ class ADLTrainer(SupervisedTrainer):
             self._step(self.discriminator, self.d_optimizer, d_loss)
             with frozen(self.discriminator) as judge, autocast(self.safe_precision, self.state.device):
                 fake_logits = judge(pyramid[0])
-        terms = self.loss_function.terms(pyramid, clean, fake_logits)  # type: ignore[attr-defined]
+        terms = self.loss_function.terms(pyramid, clean, fake_logits, noisy)  # type: ignore[attr-defined]
         loss = self.loss_function.total(terms)  # type: ignore[attr-defined]
         self._report(loss, terms, d_loss)
         self._step(self.network, self.optimizer, loss, announce=True)

@@ -13,6 +13,8 @@ from adl_monai.losses.adversarial import AdversarialLoss
 from adl_monai.losses.histogram import HistogramLoss
 from adl_monai.losses.pyramid import PyramidalTexturalLoss, area_pyramid
 
+USUAL_NOISE = 20 / 255 * math.sqrt(2 / math.pi)  # mean absolute value of Gaussian noise
+
 
 class ADLLoss(nn.Module):
     r"""Adversarial distortion learning: fidelity, texture, histogram and adversarial terms.
@@ -33,12 +35,15 @@ class ADLLoss(nn.Module):
         planes: Detail planes of the textural loss.
         bins: Bins of the histograms on [0, 1].
         scale_weights: w_s, full scale first.
+        noise_floor: If given, fidelity and texture of each image of the batch are divided by how noisy it came, by
+            mean \|noisy - clean\| + ``noise_floor``, and multiplied by the same at σ = 20/255. Otherwise the strongest
+            noise makes nearly all of the loss, and the weak noise of good scans is learned last.
 
     Shape:
         denoised: One image (B, C, H, W[, D]), the full scale alone, or a list of images at full, 1/2, 1/4 size.
         clean: (B, C, H, W[, D]), about [0, 1].
         fake_logits: The discriminator's masks of the denoised image, or None to leave the adversarial term out (the
-        warm-up). Returns a float32 scalar.
+        warm-up). noisy: What the denoiser was given, like clean; for ``noise_floor`` only. Returns a float32 scalar.
 
     Raises:
         ValueError: If a weight is negative or not finite, all are 0, or shapes do not fit.
@@ -64,8 +69,12 @@ class ADLLoss(nn.Module):
         planes: int = 3,
         bins: int = 256,
         scale_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        noise_floor: float | None = None,
     ) -> None:
         super().__init__()
+        if noise_floor is not None and not 0 < noise_floor < math.inf:
+            raise ValueError(f"noise_floor is {noise_floor}; expected a positive number, or None.")
+        self.noise_floor = noise_floor
         self.weights = {"l1": l1, "texture": texture, "histogram": histogram, "adversarial": adversarial}
         self.scale_weights = tuple(scale_weights)
         check_weights(self.weights)
@@ -75,13 +84,21 @@ class ADLLoss(nn.Module):
         self.adversarial_loss = AdversarialLoss(adversarial_kind)
 
     def forward(
-        self, denoised: Tensor | Sequence[Tensor], clean: Tensor, fake_logits: Sequence[Tensor] | None = None
+        self,
+        denoised: Tensor | Sequence[Tensor],
+        clean: Tensor,
+        fake_logits: Sequence[Tensor] | None = None,
+        noisy: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum of the terms."""
-        return self.total(self.terms(denoised, clean, fake_logits))
+        return self.total(self.terms(denoised, clean, fake_logits, noisy))
 
     def terms(
-        self, denoised: Tensor | Sequence[Tensor], clean: Tensor, fake_logits: Sequence[Tensor] | None = None
+        self,
+        denoised: Tensor | Sequence[Tensor],
+        clean: Tensor,
+        fake_logits: Sequence[Tensor] | None = None,
+        noisy: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms with λ ≠ 0, by name (``l1``, ``texture``, ``histogram``, ``adversarial``), before weighting."""
         images = [denoised] if isinstance(denoised, Tensor) else list(denoised)
@@ -98,9 +115,15 @@ class ADLLoss(nn.Module):
                     f"a denoised image has shape {tuple(image.shape)} where the clean image gives "
                     f"{tuple(target.shape)}; expected the same shape, halved from scale to scale."
                 )
+        emphasis = self._emphasis(noisy, clean)
+
+        def emphasised(measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+            # Both terms are absolute differences of linear maps: weighing the images weighs the term.
+            return measure if emphasis is None else lambda a, b: measure(a.float() * emphasis, b.float() * emphasis)
+
         measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-            "l1": absolute_error,
-            "texture": self.texture_loss,
+            "l1": emphasised(absolute_error),
+            "texture": emphasised(self.texture_loss),
             "histogram": self.histogram_loss,
         }
         terms = {}
@@ -115,6 +138,15 @@ class ADLLoss(nn.Module):
         if fake_logits is not None and self.weights["adversarial"] > 0:
             terms["adversarial"] = self.adversarial_loss.denoiser(fake_logits)
         return terms
+
+    def _emphasis(self, noisy: Tensor | None, clean: Tensor) -> Tensor | None:
+        if self.noise_floor is None:
+            return None
+        if noisy is None or noisy.shape != clean.shape:
+            raise ValueError("noise_floor is set; pass the noisy images, of the clean images' shape, with each call.")
+        axes = tuple(range(1, clean.ndim))
+        noise = (noisy.detach().float() - clean.float()).abs().mean(axes, keepdim=True)
+        return (USUAL_NOISE + self.noise_floor) / (noise + self.noise_floor)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Σ λ · term over what ``terms`` gave."""

@@ -82,6 +82,37 @@ def test_a_scale_without_weight_is_not_computed() -> None:
     assert torch.equal(several, full(denoised[0], clean))
 
 
+def test_with_a_noise_floor_every_image_counts_by_the_share_of_noise_left() -> None:
+    clean = image(2, 1, 32, 32)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    strength = torch.tensor([0.2, 0.02]).view(2, 1, 1, 1)
+    noisy, denoised = clean + strength * noise, clean + 0.5 * strength * noise
+    loss = ADLLoss(1.0, 1.0, 0.0, 0.0, noise_floor=1e-6)
+    for term in ("l1", "texture"):
+        each = [loss.terms(denoised[i : i + 1], clean[i : i + 1], noisy=noisy[i : i + 1])[term] for i in (0, 1)]
+        torch.testing.assert_close(each[0], each[1], rtol=0.2, atol=0)
+        torch.testing.assert_close(loss.terms(denoised, clean, noisy=noisy)[term], torch.stack(each).mean())
+        plain = [ADLLoss().terms(denoised[i : i + 1], clean[i : i + 1])[term] for i in (0, 1)]
+        assert plain[0] > 8 * plain[1]
+    # Noise of the usual strength weighs 1, with any floor; the weights get no gradient.
+    usual = (clean + 20 / 255 * noise / noise.abs().mean((1, 2, 3), keepdim=True) * (2 / torch.pi) ** 0.5).detach()
+    torch.testing.assert_close(
+        ADLLoss(noise_floor=0.05).terms(denoised, clean, noisy=usual)["l1"], ADLLoss().terms(denoised, clean)["l1"]
+    )
+    noisy.requires_grad_(True)
+    assert not loss(denoised, clean, noisy=noisy).requires_grad
+
+
+def test_a_noise_floor_needs_the_noisy_images() -> None:
+    clean = image(2, 1, 16, 16)
+    with pytest.raises(ValueError, match="pass the noisy images"):
+        ADLLoss(noise_floor=0.02)(clean, clean)
+    with pytest.raises(ValueError, match="pass the noisy images"):
+        ADLLoss(noise_floor=0.02)(clean, clean, noisy=clean[:1])
+    with pytest.raises(ValueError, match="noise_floor"):
+        ADLLoss(noise_floor=0.0)
+
+
 def test_one_image_is_the_full_scale_alone() -> None:
     clean = image(2, 1, 16, 16)
     denoised = scales(clean, 0.1)

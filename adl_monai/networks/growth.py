@@ -1,0 +1,79 @@
+"""A wider network that starts as the narrower one it grew from.
+
+After Net2Net (Chen et al., ICLR 2016, arXiv 1511.05641), but with fresh channels that nothing listens to yet instead of
+copies: copies would get the same gradients for ever.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Weights with which an ``EfficientUNet`` computes what a narrower one of the same build computed.
+
+    Channels that the narrower network had keep their weights and get 0 from the new channels; the new channels keep the
+    fresh weights that ``network`` has.
+
+    Args:
+        narrow: State of the narrower (or equally wide) network.
+        network: The wider one; it is not changed.
+
+    Returns:
+        A state for ``network.load_state_dict``.
+
+    Raises:
+        ValueError: If the parameters do not correspond, a layer would have to shrink, or group norms join old and new
+            channels.
+    """
+    wide = {name: value.clone() for name, value in network.state_dict().items()}
+    if wide.keys() != narrow.keys():
+        odd = sorted(wide.keys() ^ narrow.keys())
+        raise ValueError(f"the networks are built differently ({odd[0]} is in one of them only); change filters alone.")
+    for name, weights in narrow.items():
+        new = wide[name]
+        old = weights.to(new.device)
+        if old.ndim != new.ndim or any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
+            raise ValueError(f"{name} would shrink from {tuple(old.shape)} to {tuple(new.shape)}; give wider filters.")
+        if old.shape != new.shape and any(isinstance(layer, nn.GroupNorm) for layer in network.modules()):
+            raise ValueError("group norms would mix old channels with new ones; only norm batch or None can grow.")
+        if old.ndim == 0:
+            new.copy_(old)
+        elif old.ndim == 1:
+            new[_kept(joined_inputs(name, narrow, wide))] = old
+        elif "upsample" in name:  # a transposed kernel: (in, out, ...)
+            new[:, : old.shape[1]] = 0
+            new[: old.shape[0], : old.shape[1]] = old
+        else:
+            new[: old.shape[0]] = 0
+            new[: old.shape[0], _kept(joined_inputs(name, narrow, wide))] = old
+    return wide
+
+
+def joined_inputs(name: str, narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """The joined inputs of a layer: how many channels each had and has, in the order of the concatenation."""
+    stage, _, layer = name.partition(".")
+
+    def width(key: str, axis: int = 0) -> tuple[int, int]:
+        return narrow[key].shape[axis], wide[key].shape[axis]
+
+    if stage.startswith("decode") and layer in ("block.conv1.weight", "block.shortcut.weight"):
+        skips = {"decode3": "encode3", "decode2": "encode2", "decode1": "encode1"}
+        parts = [width(f"{stage}.upsample.weight", 1), width(f"encoder.{skips[stage]}.conv2.weight")]
+        joined = stage == "decode1" and "enhancer.join.weight" in narrow
+        return [*parts, width("enhancer.join.weight")] if joined else parts
+    if stage == "enhancer" and (layer == "join.weight" or layer.startswith("norm1.")):
+        return [width("enhancer.near.weight"), width("enhancer.far.weight")]
+    axis = min(1, narrow[name].ndim - 1)
+    return [width(name, axis)]
+
+
+def _kept(parts: list[tuple[int, int]]) -> Tensor:
+    """Where the old channels lie among the new ones."""
+    kept, start = [], 0
+    for had, has in parts:
+        kept.append(torch.arange(start, start + had))
+        start += has
+    return torch.cat(kept)
