@@ -166,6 +166,14 @@ def inference_overrides(root: Path) -> tuple[Path, dict[str, Any]]:
     return shipped_bundle(network["spatial_dims"]), overrides
 
 
+def network_definition(root: Path) -> dict[str, Any]:
+    """The ``network_def`` of a model's ``inference.json``, checked as in ``inference_overrides``."""
+    values = inference_overrides(root)[1]
+    if not values:  # a shipped one
+        values = json.loads((root / "configs" / "inference.json").read_text(encoding="utf-8"))
+    return dict(values["network_def"])
+
+
 def load_denoiser(
     model: str | Path | None, *, spatial_dims: int = 3, device: str = "auto", precision: str = "auto", **values: Any
 ) -> Denoiser:

@@ -179,12 +179,13 @@ def test_the_ensemble_is_better(tmp_path: Path) -> None:
 
 
 @DIMS
-def test_their_network_is_the_default_one_so_that_training_can_start_from_them(spatial_dims: int) -> None:
+def test_their_network_is_that_of_the_release_preset(spatial_dims: int) -> None:
     configs = shipped_bundle(spatial_dims) / "configs"
-    trained, run = (
-        json.loads((configs / f"{name}.json").read_text())["network_def"] for name in ("train", "inference")
+    train, release, run = (
+        json.loads((configs / f"{name}.json").read_text()) for name in ("train", "release", "inference")
     )
-    assert {**run, "multi_scale": True} == trained
+    trained = {**train["network_def"], "multi_scale": False}
+    assert run["network_def"] == {**trained, "filters": release.get("network_def#filters", trained["filters"])}
 
 
 def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:

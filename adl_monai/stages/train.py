@@ -20,6 +20,7 @@ from adl_monai.bundle import (
     find_bundle,
     inference_overrides,
     load_weights,
+    network_definition,
     open_workflow,
     shipped_bundle,
     write_bundle,
@@ -151,11 +152,11 @@ def _start_from(init: str | Path, spatial_dims: int) -> dict[str, Any]:
     """The config values that start a run from a model's weights."""
     root = find_bundle(init)
     load_weights(root)  # refused here, before anything is written
-    bundle, values = inference_overrides(root)
+    bundle, _ = inference_overrides(root)
     if bundle != shipped_bundle(spatial_dims):
         raise UsageError(f"model {init} is not {spatial_dims}D; choose the model's dimensions with --dims.")
-    network = {"network_def": {**values["network_def"], "multi_scale": True}} if values else {}
-    return {"init": str(root / "models" / "model.pt"), "learning_rate": FINE_TUNING_RATE, **network}
+    network = {**network_definition(root), "multi_scale": True}
+    return {"init": str(root / "models" / "model.pt"), "learning_rate": FINE_TUNING_RATE, "network_def": network}
 
 
 def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:
