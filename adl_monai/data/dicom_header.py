@@ -20,6 +20,8 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
     LegacyConvertedEnhancedMRImageStorage,
     LegacyConvertedEnhancedPETImageStorage,
+    RTDoseStorage,
+    SegmentationStorage,
 )
 
 from adl_monai.data.dicom_parse import discreet, parse
@@ -37,6 +39,7 @@ _ENHANCED = (
     EnhancedCTImageStorage, EnhancedMRImageStorage, EnhancedPETImageStorage, LegacyConvertedEnhancedCTImageStorage,
     LegacyConvertedEnhancedMRImageStorage, LegacyConvertedEnhancedPETImageStorage,
 )  # fmt: skip
+_NO_PICTURES = (RTDoseStorage, SegmentationStorage)
 _GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -196,8 +199,10 @@ def _stored_type(dataset: pydicom.Dataset) -> np.dtype:
 def _kind_fault(dataset: pydicom.Dataset, path: Path) -> str | None:
     """Why images of this kind cannot be read here, as a message; None if they can."""
     frames, groups = dataset.get("NumberOfFrames"), dataset.get("PerFrameFunctionalGroupsSequence")
+    kind = pydicom.uid.UID(dataset.get("SOPClassUID") or "")
+    if kind in _NO_PICTURES:
+        return f"{path}: {kind.name} holds no picture of the patient; expected an image to denoise."
     if "PerFrameFunctionalGroupsSequence" in dataset or (frames is not None and int(frames) != 1):
-        kind = pydicom.uid.UID(dataset.get("SOPClassUID") or "")
         if kind not in _ENHANCED or not groups:
             named = kind.name if kind.name != kind else "of an unknown class"
             return (

@@ -43,8 +43,8 @@ class PixelReader:
             raise
         except Exception as error:  # decoders raise nearly anything on damaged files, and may quote them
             raise ScanFileError(
-                f"{path}: the pixels ({syntax}) cannot be decoded ({type(error).__name__}); the file is damaged, copy "
-                "it again from its source."
+                f"{path}: the pixels ({syntax}) cannot be decoded ({type(error).__name__}); the file is damaged, or "
+                "of a variant that the installed decoders do not know. Try it in another viewer."
             ) from None
         expected = (header.rows, header.columns)
         if stored.shape != expected or stored.dtype != header.dtype:

@@ -20,11 +20,16 @@ _EVEN = 0.02  # of a slice distance: rounding of positions
 
 
 def plane_affine(header: SliceHeader) -> np.ndarray:
-    """The RAS+ mm affine of a single image; without a position (radiographs) it lies at the origin, axial."""
+    """The RAS+ mm affine of a single image.
+
+    Without a position (radiographs) it lies at the origin, axial, with pixels of 1 mm if no size, or one of 0, is given.
+    """
     step = header.slice_step or 1.0
-    spacing = _spacing(header) if header.pixel_spacing is not None else np.ones(2)
     if header.position is None or header.orientation is None:
+        given = header.pixel_spacing
+        spacing = np.ones(2) if given is None or not given.any() else _spacing(header)
         return lps_to_ras(np.diag([spacing[1], spacing[0], step, 1.0]))
+    spacing = np.ones(2) if header.pixel_spacing is None else _spacing(header)
     return affine_from_dicom(_position(header), _orientation(header), spacing, step)
 
 

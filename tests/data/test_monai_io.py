@@ -177,8 +177,10 @@ def test_outputs_can_be_named_and_are_guarded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name, ext, expected", [
     ("a.nii", None, "a_denoised.nii"), ("A.NII.GZ", None, "A_denoised.NII.GZ"), ("a.b.mha", None, "a.b_denoised.mha"),
     ("a.mhd", None, "a_denoised.mha"), ("a.jpg", None, "a_denoised.png"), ("a.bmp", None, "a_denoised.png"),
-    ("a.png", None, "a_denoised.png"), ("a.tif", None, "a_denoised.tif"), ("a.dcm", None, "a_denoised.dcm"), ("a.IMA", None, "a_denoised.dcm"),
-    ("1.2.840.5", None, "1.2.840.5_denoised.nii.gz"), ("a.dcm", ".nii.gz", "a_denoised.nii.gz"), ("a.nii", ".mha", "a_denoised.mha"),
+    ("a.png", None, "a_denoised.png"), ("a.tif", None, "a_denoised.tif"), ("a.dcm", None, "a_denoised.dcm"),
+    ("a.IMA", None, "a_denoised.dcm"),
+    ("1.2.840.5", None, "1.2.840.5_denoised.nii.gz"),
+    ("a.dcm", ".nii.gz", "a_denoised.nii.gz"), ("a.nii", ".mha", "a_denoised.mha"),
     ("synthetic:seed=3", None, "synthetic-seed-3_denoised.nii.gz"),
 ])  # fmt: skip
 def test_default_output_path(name: str, ext: str | None, expected: str) -> None:
