@@ -22,7 +22,7 @@ _EVEN = 0.02  # of a slice distance: rounding of positions
 def plane_affine(header: SliceHeader) -> np.ndarray:
     """The RAS+ mm affine of a single image.
 
-    Without a position (radiographs) it lies at the origin, axial, with pixels of 1 mm if no size, or one of 0, is given.
+    Without a position (radiographs) it lies at the origin, axial, with pixels of 1 mm where no size, or 0, is given.
     """
     step = header.slice_step or 1.0
     if header.position is None or header.orientation is None:

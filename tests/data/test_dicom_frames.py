@@ -120,7 +120,7 @@ def test_a_deflated_file_cannot_fill_the_memory(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ScanFileError, match="cut short"):
         read_dicom(path)
     path.write_bytes(whole[:600] + b"\xff" * 30 + whole[630:])
-    with pytest.raises(ScanFileError, match="damaged|cut short"):
+    with pytest.raises(ScanFileError, match=r"damaged|cut short"):
         read_dicom(path)
 
 
@@ -166,7 +166,7 @@ def test_a_bad_modality_lut_is_refused(tmp_path: Path) -> None:
 def test_padding_is_known_and_kept_from_a_model(tmp_path: Path, elements: dict, padded: list | None) -> None:
     stored = np.array([[-2000, -1995, 5], [7, 900, -2000]], np.int16)
     path = tmp_path / "a.dcm"
-    build_dicom(path, stored, **{name: 0 for name in elements})
+    build_dicom(path, stored, **dict.fromkeys(elements, 0))
     dataset = pydicom.dcmread(path)
     for name, value in elements.items():
         dataset[name].VR = "US" if value > 0 else "SS"
