@@ -8,12 +8,12 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.data import get_testdata_file
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedMRImageStorage
 
 from adl_monai.data import dicom_parse
 from adl_monai.data.dicom import read_dicom
 from adl_monai.data.geometry import ras_to_lps
-from adl_monai.data.io import read_volume
+from adl_monai.data.io import read_volume, write_volume
 from adl_monai.data.monai_io import VolumeReader
 from adl_monai.errors import ScanFileError, SeriesGeometryError
 
@@ -71,7 +71,12 @@ def test_compressed_frames(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "frames.dcm"
     pydicom.dcmwrite(path, dataset)
     frames = pydicom.dcmread(real_file("emri_small.dcm")).pixel_array
-    assert np.array_equal(read_dicom(path).array, frames.T.astype(np.float32) - 1024)
+    volume = read_dicom(path)
+    assert np.array_equal(volume.array, frames.T.astype(np.float32) - 1024)
+    write_volume(tmp_path / "out.dcm", volume.array, like=path, affine=volume.affine)
+    derived = pydicom.dcmread(tmp_path / "out.dcm")
+    assert np.array_equal(derived.pixel_array, frames)
+    assert derived.SOPClassUID == EnhancedMRImageStorage
 
 
 def test_deflated_frames(tmp_path: Path) -> None:

@@ -309,6 +309,24 @@ def test_a_multi_frame_file_gives_one(tmp_path: Path, slopes: list[float] | None
     assert not new, "\n".join(sorted(new))
 
 
+@pytest.mark.parametrize("place", ["shared", "frame"])
+def test_earlier_derivations_of_frames_are_kept(tmp_path: Path, place: str) -> None:
+    source = build_enhanced(tmp_path / "e.dcm", [np.zeros((6, 5), np.uint16)] * 2, [0, 2.5])
+    dataset, earlier = pydicom.dcmread(source), pydicom.Dataset()
+    earlier.DerivationDescription = "Reformatted"
+    shared, frames = dataset.SharedFunctionalGroupsSequence[0], dataset.PerFrameFunctionalGroupsSequence
+    for groups in [shared] if place == "shared" else frames:
+        groups.DerivationImageSequence = [copy.deepcopy(earlier)]
+    dataset.save_as(source)
+    write_like(source, tmp_path / "out.dcm")
+    derived = pydicom.dcmread(tmp_path / "out.dcm")
+    assert "DerivationImageSequence" not in derived.SharedFunctionalGroupsSequence[0]
+    for frame in derived.PerFrameFunctionalGroupsSequence:
+        first, second = frame.DerivationImageSequence
+        assert first.DerivationDescription == "Reformatted"
+        assert second.DerivationDescription.startswith("Denoised with adl_monai")
+
+
 def test_a_modality_lut_becomes_plain_values(tmp_path: Path) -> None:
     source = real("mlut_18.dcm")
     write_like(source, tmp_path / "out.dcm")
