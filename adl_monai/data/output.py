@@ -154,7 +154,7 @@ def _check_room(path: Path, source: Path | None) -> None:
     needed, free = sum(file.stat().st_size for file in files) // 2, shutil.disk_usage(path.parent).free
     if free < needed:
         raise OutputError(
-            f"{path}: the disk has {free / 1e6:.1f} MB left and this needs at least {needed / 1e6:.1f} MB; make room "
+            f"{path}: the disk has {free:,} bytes left and this needs at least {needed:,}; make room "
             "or choose another place (-o)."
         )
 

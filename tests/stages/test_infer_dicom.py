@@ -158,7 +158,7 @@ class TestRefusals:
     def test_no_room(self, tmp_path: Path, series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        self.refuse(OutputError, "0.0 MB left", [series], tmp_path / "out")
+        self.refuse(OutputError, "1,000 bytes left", [series], tmp_path / "out")
 
     def test_read_only(self, tmp_path: Path, series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda *arguments: False)
