@@ -190,6 +190,8 @@ def load_denoiser(
         ModelError: If there is no such model or its weights do not fit its network.
         UsageError: If an option holds a config expression.
     """
+    from adl_monai.data.derivation import model_name
+
     options = {"device#name": device, "precision": precision, **values}
     refuse_expressions(options)
     root = find_bundle(model, spatial_dims)
@@ -210,7 +212,7 @@ def load_denoiser(
     network.eval()
     lower, upper = parser.get_parsed_content("intensity_percentiles")
     return Denoiser(
-        name=root.parent.name if root.name == "bundle" else root.name,
+        name=model_name(root),
         spatial_dims=parser.get_parsed_content("network_def#spatial_dims"),
         device=parser.get_parsed_content("device"),
         network=network,

@@ -67,7 +67,13 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 
 @cli.command()
 @click.argument("inputs", nargs=-1, required=True, type=PATH, metavar="INPUT...")
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="File or folder.  [default: ./<name>_denoised.<ext>]")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="OUT",
+    help="File or folder; for a DICOM series, the new series' folder.  [default: ./<name>_denoised.<ext>]",
+)
 @MODEL
 @DEVICE
 @PRECISION
@@ -85,6 +91,7 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
 
     \b
     adl-monai infer scan.nii.gz
+    adl-monai infer series_folder/ -o denoised_series/
     adl-monai infer series_folder/ -o denoised.nii.gz --model run
     """
     from adl_monai.stages.infer import infer as run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adl_monai.data.io import find_scans
+from adl_monai.data.formats import find_scans
 
 
 def list_cases(folder: str | Path) -> list[dict[str, str]]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from adl_monai.data.dicom_header import SliceHeader
 from adl_monai.data.geometry import affine_from_dicom, is_orthonormal, lps_to_ras, slice_normal
-from adl_monai.data.volume import logger
 from adl_monai.errors import SeriesGeometryError
 
 _SAME_PLACE_MM = 1e-3
@@ -21,12 +20,16 @@ _EVEN = 0.02  # of a slice distance: rounding of positions
 
 
 def plane_affine(header: SliceHeader) -> np.ndarray:
-    """The RAS+ mm affine of a single image; without a position (radiographs) it lies at the origin, axial."""
+    """The RAS+ mm affine of a single image.
+
+    Without a position (radiographs) it lies at the origin, axial, with pixels of 1 mm where no size, or 0, is given.
+    """
     step = header.slice_step or 1.0
-    spacing = _spacing(header) if header.pixel_spacing is not None else np.ones(2)
     if header.position is None or header.orientation is None:
-        logger.warning("%s: no ImagePositionPatient or ImageOrientationPatient; placed at the origin.", header.path)
+        given = header.pixel_spacing
+        spacing = np.ones(2) if given is None or not given.any() else _spacing(header)
         return lps_to_ras(np.diag([spacing[1], spacing[0], step, 1.0]))
+    spacing = np.ones(2) if header.pixel_spacing is None else _spacing(header)
     return affine_from_dicom(_position(header), _orientation(header), spacing, step)
 
 
@@ -85,7 +88,7 @@ def _refuse_tilt(
     length = abs(float(offsets[worst]))
     angle = np.degrees(np.arctan2(drift[worst], length))
     raise SeriesGeometryError(
-        f"{headers[worst].path}: this slice lies {drift[worst]:.2f} mm beside the normal of {headers[0].path.name} "
+        f"{headers[worst].label}: this slice lies {drift[worst]:.2f} mm beside the normal of {headers[0].name} "
         f"({angle:.1f} degrees): the gantry was tilted or the slices do not form one stack. Resample the series to a "
         "rectangular grid first (dcm2niix does)."
     )
@@ -96,7 +99,7 @@ def _even_step(gaps: np.ndarray, ordered: Sequence[SliceHeader]) -> float:
     smallest, widest = float(gaps.min()), int(gaps.argmax())
     if gaps[widest] - smallest <= _EVEN * float(np.median(gaps)) + _SAME_PLACE_MM:
         return float(gaps.mean())
-    where = f"between {ordered[widest].path} and {ordered[widest + 1].path.name}"
+    where = f"between {ordered[widest].label} and {ordered[widest + 1].name}"
     multiples = gaps / smallest
     if gaps[widest] > 1.5 * smallest and np.abs(multiples - np.rint(multiples)).max() <= 0.1:
         raise SeriesGeometryError(
@@ -118,14 +121,14 @@ def _require_one(values: list[object], headers: Sequence[SliceHeader], name: str
 
 def _mixed(name: str, first: SliceHeader, other: SliceHeader, detail: str = "") -> str:
     return (
-        f"{first.path} and {other.path.name} differ in {name}{detail}; expected one volume. Put the images that belong "
+        f"{first.label} and {other.name} differ in {name}{detail}; expected one volume. Put the images that belong "
         "together into a folder of their own."
     )
 
 
 def _position(header: SliceHeader) -> np.ndarray:
     if header.position is None or header.position.shape != (3,) or not np.isfinite(header.position).all():
-        raise SeriesGeometryError(f"{header.path}: ImagePositionPatient is missing or not 3 numbers; cannot place it.")
+        raise SeriesGeometryError(f"{header.label}: ImagePositionPatient is missing or not 3 numbers; cannot place it.")
     return header.position
 
 
@@ -133,7 +136,7 @@ def _orientation(header: SliceHeader) -> np.ndarray:
     orientation = header.orientation
     if orientation is None or orientation.shape != (6,) or not is_orthonormal(orientation):
         given = "missing" if orientation is None else "not two perpendicular unit vectors"
-        raise SeriesGeometryError(f"{header.path}: ImageOrientationPatient is {given}; correct the header.")
+        raise SeriesGeometryError(f"{header.label}: ImageOrientationPatient is {given}; correct the header.")
     return orientation
 
 
@@ -141,5 +144,5 @@ def _spacing(header: SliceHeader) -> np.ndarray:
     spacing = header.pixel_spacing
     if spacing is None or spacing.shape != (2,) or not (np.isfinite(spacing).all() and (spacing > 0).all()):
         given = "missing" if spacing is None else "not two positive numbers"
-        raise SeriesGeometryError(f"{header.path}: PixelSpacing is {given}; the voxel size is unknown.")
+        raise SeriesGeometryError(f"{header.label}: PixelSpacing is {given}; the voxel size is unknown.")
     return spacing

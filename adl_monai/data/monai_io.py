@@ -15,24 +15,22 @@ from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged, MapTransform
 
-from adl_monai.data.io import (
-    OUTPUT_SUFFIXES,
-    check_output,
-    read_volume,
-    scan_format,
-    scan_stem,
-    scan_suffix,
-    write_volume,
-)
+from adl_monai.data.derivation import Derivation
+from adl_monai.data.formats import OUTPUT_SUFFIXES, output_format, scan_format, scan_stem, scan_suffix
+from adl_monai.data.io import read_volume, write_volume
+from adl_monai.data.output import check_output
 from adl_monai.data.volume import Volume
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
 SYNTHETIC = "synthetic:"
-_FALLBACK_SUFFIX = {"dicom": ".nii.gz", "jpeg": ".png", "bmp": ".png", "mha": ".mha"}
+_FALLBACK_SUFFIX = {"dicom": ".dcm", "jpeg": ".png", "bmp": ".png", "mha": ".mha"}
 
 
 class VolumeReader(ImageReader):
     """Reads every format of `adl_monai.data.io.read_volume`, for ``LoadImaged(keys, reader=VolumeReader())``.
+
+    The padding of a DICOM image (PixelPaddingValue) comes as the smallest value of the image proper, so that it neither
+    sets the intensity range nor makes an edge; `SaveImageLiked` puts it back.
 
     The metadata holds ``affine`` and ``original_affine`` (4x4, RAS mm; for 2D images too), ``spatial_shape``,
     ``original_channel_dim`` ("no channel"), ``filename_or_obj``, ``stored_dtype``, ``scan_format`` and ``series``.
@@ -80,7 +78,7 @@ class VolumeReader(ImageReader):
             "scan_format": volume.format,
             "series": self.series or "",
         }
-        return volume.array, meta
+        return volume.without_padding(), meta
 
     def _load(self, name: str) -> Volume:
         if name.startswith(SYNTHETIC):
@@ -124,17 +122,20 @@ class SaveImageLiked(MapTransform):
     """Write an image like the scan it came from: same format, geometry, type and scale.
 
     The output is ``<output_dir>/<source's name>_<output_postfix><source's suffix>``, or the path in
-    ``data[output_key]``. Adds ``<key>_path`` (str) and ``<key>_clipped`` (number of saturated voxels).
+    ``data[output_key]``. A DICOM series gives a folder with a derived series, a DICOM file a derived file. Adds
+    ``<key>_path`` (str) and ``<key>_clipped`` (number of saturated voxels).
 
     Args:
         keys: Images to write: channel-first tensors (1, H, W[, D]) in the source's orientation and shape.
         source_key: The image whose metadata names the source.
         output_dir: Made if it does not exist.
         output_postfix: Added to the name after an underscore; may be empty.
-        output_ext: Suffix of the output; None takes the source's (DICOM becomes .nii.gz; JPEG and BMP .png).
+        output_ext: Suffix of the output; None takes the source's (JPEG and BMP become .png).
         dtype: ``same`` or a type, see `adl_monai.data.io.write_volume`.
         overwrite: Whether existing files may be replaced.
         output_key: Where an item may name its own output.
+        checkpoint: The weights that made the images, ``<bundle>/models/model.pt``: DICOM outputs name the model and the
+            SHA-256 of this file.
         allow_missing_keys: As in every MONAI transform.
     """
 
@@ -148,9 +149,11 @@ class SaveImageLiked(MapTransform):
         dtype: str | np.dtype = "same",
         overwrite: bool = False,
         output_key: str = "output",
+        checkpoint: str | Path | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.checkpoint = checkpoint
         self.source_key = source_key
         self.output_dir = Path(output_dir)
         self.output_postfix = output_postfix
@@ -199,8 +202,14 @@ class SaveImageLiked(MapTransform):
             dtype=self.dtype,
             series=meta.get("series") or None,
             overwrite=self.overwrite,
+            derivation=self._derivation(path),
         )
         return path, clipped
+
+    def _derivation(self, path: Path) -> Derivation | None:
+        if self.checkpoint is None or output_format(path) != "dicom":
+            return None
+        return Derivation.of_checkpoint(self.checkpoint)
 
 
 def default_output_path(
@@ -212,7 +221,8 @@ def default_output_path(
         source: A scan, a DICOM folder (its name is taken) or a ``synthetic:`` specification.
         output_dir: The folder of the output.
         postfix: Empty for none.
-        ext: None takes the source's own suffix where that can be written, else .nii.gz, or .png for photographs.
+        ext: None takes the source's own suffix where that can be written, else .png for photographs, .dcm for a DICOM
+            file, none for a DICOM folder.
     """
     text = str(source)
     if text.startswith(SYNTHETIC):
@@ -221,6 +231,6 @@ def default_output_path(
         path = Path(os.path.abspath(source))  # names the folder "." and keeps the names of links
         is_folder = path.is_dir()
         stem, suffix = (path.name, "") if is_folder else (scan_stem(path), scan_suffix(path))
-        if suffix.lower() not in OUTPUT_SUFFIXES:
-            suffix = _FALLBACK_SUFFIX.get("dicom" if is_folder else scan_format(path), ".nii.gz")
+        if not is_folder and suffix.lower() not in OUTPUT_SUFFIXES:
+            suffix = _FALLBACK_SUFFIX.get(scan_format(path), ".nii.gz")
     return Path(output_dir) / f"{stem}{'_' if postfix else ''}{postfix}{suffix if ext is None else ext}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ class Volume:
         dtype: The type of the voxels on disk; with its byte order for NIfTI, else native.
         format: ``nifti``, ``dicom``, ``mha``, ``nrrd``, ``png``, ``tiff``, ``jpeg``, ``bmp`` or ``synthetic``.
         path: The file or, for a DICOM series, the folder.
+        padding: Where a DICOM source says "no image here" (PixelPaddingValue), of the array's shape; None if nowhere.
+            These voxels mean nothing: a model must not see them, and an output gives them back.
     """
 
     array: np.ndarray
@@ -39,11 +41,24 @@ class Volume:
     dtype: np.dtype
     format: str
     path: Path
+    padding: np.ndarray | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel size in mm, one number per axis of ``array``."""
         return spacing_from_affine(self.affine)[: self.array.ndim]
+
+    def without_padding(self) -> np.ndarray:
+        """The array with padding replaced by the smallest value of the image proper, which a model may see."""
+        if self.padding is None or self.padding.all():
+            return self.array
+        return np.where(self.padding, self.array[~self.padding].min(), self.array)
+
+    def with_padding_of(self, source: Volume) -> Volume:
+        """This volume with the padding of another of the same shape put back."""
+        if source.padding is None:
+            return self
+        return replace(self, array=np.where(source.padding, source.array, self.array), padding=source.padding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +156,9 @@ def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slo
         )
 
 
-def quantise(values: np.ndarray, dtype: np.dtype, slope: float = 1.0, inter: float = 0.0) -> tuple[np.ndarray, int]:
+def quantise(
+    values: np.ndarray, dtype: np.dtype, slope: float = 1.0, inter: float = 0.0, bits: int | None = None
+) -> tuple[np.ndarray, int]:
     """Stored voxels of values: ``rint((values - inter) / slope)``, saturated to ``dtype``, never wrapped.
 
     Args:
@@ -149,6 +166,7 @@ def quantise(values: np.ndarray, dtype: np.dtype, slope: float = 1.0, inter: flo
         dtype: Type of the stored voxels; real types are not rounded.
         slope: Finite and not 0.
         inter: Finite.
+        bits: How many bits of an integer ``dtype`` may be used, the sign among them; None for all.
 
     Returns:
         The stored voxels (Fortran order, as files hold them) and the number of saturated ones.
@@ -165,7 +183,7 @@ def quantise(values: np.ndarray, dtype: np.dtype, slope: float = 1.0, inter: flo
         for start in range(0, values.shape[-1], _BLOCK):
             block = (values[..., start : start + _BLOCK].astype(np.float64) - inter) / slope
             if dtype.kind in "iu":
-                low, high = _integer_bounds(dtype)
+                low, high = _integer_bounds(dtype, bits)
                 np.rint(block, out=block)
                 clipped += int(np.count_nonzero((block < low) | (block > high)))
                 np.clip(block, low, high, out=block)
@@ -199,8 +217,10 @@ def report_clipped(clipped: int, dtype: np.dtype, path: Path) -> None:
         logger.warning("%s: %d voxels do not fit %s and were saturated.", path, clipped, dtype.name)
 
 
-def _integer_bounds(dtype: np.dtype) -> tuple[float, float]:
-    """Smallest and largest float64 that convert to ``dtype`` without wrapping."""
+def _integer_bounds(dtype: np.dtype, bits: int | None = None) -> tuple[float, float]:
+    """Smallest and largest float64 that convert to ``dtype``, or to its lowest bits, without wrapping."""
     limits = np.iinfo(dtype)
+    if bits is not None and bits < limits.bits:
+        return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if dtype.kind == "i" else (0.0, 2.0**bits - 1)
     high = float(limits.max)
     return float(limits.min), high if int(high) <= limits.max else float(np.nextafter(high, 0))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from adl_monai.bundle import Denoiser, load_denoiser
+from adl_monai.data.formats import output_format
 from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
@@ -84,7 +85,8 @@ def infer(
 
     Args:
         inputs: Scan files, DICOM series folders, folders of scans, or manifests.
-        output: A file (for one scan), or a folder. None writes ``<name>_denoised.<ext>`` into the working directory.
+        output: A file (for one scan), or a folder; for one DICOM series, the folder of the derived series. None writes
+            ``<name>_denoised.<ext>``, or the folder ``<name>_denoised``, into the working directory.
         model: See ``adl_monai.bundle.find_bundle``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16`` for the network.
@@ -107,6 +109,11 @@ def infer(
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r} is unknown; expected same or float32.")
     jobs = plan_jobs([Path(path) for path in inputs], None if output is None else Path(output), overwrite)
+    for job in jobs:
+        if dtype != "same" and output_format(job.output) == "dicom":
+            raise UsageError(
+                f"{job.output}: DICOM keeps the source's integers; write .nii.gz for {dtype} (-o x.nii.gz)."
+            )
     denoisers = DenoiserChoice(
         model,
         device=device,
@@ -192,8 +199,10 @@ def denoise(
     """
     if not isinstance(image, np.ndarray):
         volume = image if isinstance(image, Volume) else read_volume(Path(image))
-        array = denoise(volume.array, model, device=device, precision=precision, strength=strength, ensemble=ensemble)
-        return replace(volume, array=array)
+        array = denoise(
+            volume.without_padding(), model, device=device, precision=precision, strength=strength, ensemble=ensemble
+        )
+        return replace(volume, array=array).with_padding_of(volume)
     if not 0 <= strength <= 1:
         raise UsageError(f"strength {strength} is outside 0..1.")
     if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "uif":

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adl_monai.data.io import check_output, find_scans, is_scan, scan_suffix
+from adl_monai.data.formats import find_scans, is_scan, scan_suffix
 from adl_monai.data.monai_io import default_output_path
+from adl_monai.data.output import check_output
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.files import replacing
 from adl_monai.manifest import load_manifest
@@ -20,7 +21,7 @@ SMALLEST_PICTURE = 256  # pixels high, or little less
 
 @dataclass(frozen=True)
 class Job:
-    """One scan to denoise and where the result goes."""
+    """One scan to denoise and where the result goes: a file, or a folder for a DICOM series."""
 
     source: Path
     output: Path
@@ -48,7 +49,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, overwrite: bool) -> l
     if not sources:
         raise UsageError("no input scans were given.")
     single = len(sources) == 1 and not any(path.suffix == ".json" for path in inputs)
-    if output is not None and single and scan_suffix(output) and not output.is_dir():
+    if output is not None and single and _names_output(output, sources[0], inputs[0]):
         jobs = [Job(sources[0], output.resolve())]
     else:
         if output is not None and (output.is_file() or (scan_suffix(output) and not output.is_dir())):
@@ -99,15 +100,25 @@ def _expand(path: Path) -> list[Path]:
     return [path]
 
 
+def _names_output(output: Path, source: Path, given: Path) -> bool:
+    """Whether ``-o`` is the result itself, not the folder to put it into."""
+    if scan_suffix(output):
+        return not output.is_dir()
+    return source.is_dir() and given.resolve() == source  # a DICOM series becomes a folder
+
+
 def _check_output(job: Job, sources: Sequence[Path], overwrite: bool) -> None:
     if any(job.output.resolve() == source.resolve() for source in sources):
         raise OutputError(f"output {job.output} is an input; write to another folder with -o.")
+    for source in sources:
+        if source in job.output.resolve().parents:
+            raise OutputError(f"output {job.output} lies inside the input {source}; choose a place outside it with -o.")
     try:
         job.output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"folder {job.output.parent} cannot be made ({error.strerror}); choose another -o."
         ) from error
-    if job.output.exists() and not overwrite:
+    if job.output.is_file() and not overwrite:
         raise OutputError(f"output {job.output} exists; pass --overwrite to replace it, or another -o.")
     check_output(job.output, job.source, overwrite)

@@ -146,7 +146,7 @@ def _checked_fractions(split: Sequence[float]) -> tuple[float, ...]:
 
 def _find(sources: Iterable[Path]) -> list[_Scan]:
     """The scans of folders, and those that are named themselves, each once."""
-    from adl_monai.data.io import INPUT_SUFFIXES, find_scans, is_scan, scan_stem
+    from adl_monai.data.formats import INPUT_SUFFIXES, find_scans, is_scan, scan_stem
 
     sources = list(dict.fromkeys(Path(source).resolve() for source in sources))
     scans: dict[Path, _Scan] = {}

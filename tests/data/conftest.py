@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pydicom
 import pytest
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
+from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -132,3 +134,45 @@ def build_series(folder: Path, heights: Sequence[float], seed: int = 0, **elemen
         )
         for index, height in enumerate(heights)
     ]
+
+
+def build_enhanced(path: Path, planes: Sequence[np.ndarray], heights: Sequence[float], **elements: Any) -> Path:
+    """Write an enhanced CT image: real header of two frames, our pixels; each frame at a height (mm), in this order.
+
+    ``slopes`` gives each frame a RescaleSlope of its own; other ``elements`` override those of the data set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = get_testdata_file("eCT_Supplemental.dcm")
+    assert source is not None
+    dataset = pydicom.dcmread(source)
+    first = dataset.PerFrameFunctionalGroupsSequence[0]
+    slopes = elements.pop("slopes", None)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    transformation = copy.deepcopy(shared.PixelValueTransformationSequence)
+    transformation[0].RescaleType = "HU"
+    for rows in ("Red", "Green", "Blue"):
+        delattr(dataset, f"{rows}PaletteColorLookupTableDescriptor")
+        delattr(dataset, f"{rows}PaletteColorLookupTableData")
+    dataset.PixelPresentation = shared.CTImageFrameTypeSequence[0].PixelPresentation = "MONOCHROME"
+    if slopes is not None:
+        del shared.PixelValueTransformationSequence
+    else:
+        shared.PixelValueTransformationSequence = transformation
+    frames = []
+    for index, height in enumerate(heights):
+        frame = copy.deepcopy(first)
+        frame.PlanePositionSequence[0].ImagePositionPatient = [-10, 20, height]
+        content = frame.FrameContentSequence[0]
+        content.InStackPositionNumber, content.DimensionIndexValues = index + 1, [1, index + 1]
+        if slopes is not None:
+            frame.PixelValueTransformationSequence = copy.deepcopy(transformation)
+            frame.PixelValueTransformationSequence[0].RescaleSlope = slopes[index]
+        frames.append(frame)
+    dataset.PerFrameFunctionalGroupsSequence = frames
+    dataset.NumberOfFrames = len(frames)
+    dataset.Rows, dataset.Columns = planes[0].shape
+    dataset.PixelData = np.stack(planes).astype("<u2").tobytes()
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    return path

@@ -14,17 +14,9 @@ import SimpleITK as sitk
 from PIL import Image
 
 from adl_monai.data import io as io_module
-from adl_monai.data.io import (
-    OUTPUT_SUFFIXES,
-    check_output,
-    find_scans,
-    is_scan,
-    read_volume,
-    scan_format,
-    scan_stem,
-    scan_suffix,
-    write_volume,
-)
+from adl_monai.data.formats import OUTPUT_SUFFIXES, find_scans, is_scan, scan_format, scan_stem, scan_suffix
+from adl_monai.data.io import read_volume, write_volume
+from adl_monai.data.output import check_output
 from adl_monai.data.volume import Volume
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 

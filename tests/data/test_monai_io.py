@@ -92,7 +92,7 @@ def test_a_name_of_no_known_format_is_refused_by_us(tmp_path: Path) -> None:
         reader.get_data(reader.read(["a.nii", "b.nii"]))
 
 
-def test_series_are_chosen_read_and_saved_as_nifti(tmp_path: Path) -> None:
+def test_series_are_chosen_read_and_saved(tmp_path: Path) -> None:
     folder = tmp_path / "CT 7"
     build_series(folder, [0.0, 2.5, 5.0])
     build_dicom(folder / "x.dcm", np.zeros((3, 3), np.int16), SeriesInstanceUID="1.9", SeriesNumber=2)
@@ -100,12 +100,13 @@ def test_series_are_chosen_read_and_saved_as_nifti(tmp_path: Path) -> None:
     item = next(iter(DataLoader(Dataset([{"image": str(folder)}], transform), batch_size=1)))
     item = decollate_batch(item)[0]
     item["pred"] = item["image"]
-    saved = SaveImageLiked("pred", output_dir=tmp_path)(item)
-    assert saved["pred_path"] == str(tmp_path / "CT 7_denoised.nii.gz")
-    result, source = read_volume(saved["pred_path"]), read_volume(folder, "7")
-    assert np.array_equal(result.array, source.array)
-    assert np.allclose(result.affine, source.affine, atol=1e-6)
-    assert result.dtype == np.int16
+    for ext, kind in ((None, "dicom"), (".nii.gz", "nifti")):
+        saved = SaveImageLiked("pred", output_dir=tmp_path, output_ext=ext)(item)
+        assert saved["pred_path"] == str(tmp_path / f"CT 7_denoised{ext or ''}")
+        result, source = read_volume(saved["pred_path"]), read_volume(folder, "7")
+        assert np.array_equal(result.array, source.array)
+        assert np.allclose(result.affine, source.affine, atol=1e-6)
+        assert (result.dtype, result.format) == (np.int16, kind)
 
 
 def test_synthetic_volumes_are_generated_and_saved(tmp_path: Path) -> None:
@@ -176,8 +177,10 @@ def test_outputs_can_be_named_and_are_guarded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name, ext, expected", [
     ("a.nii", None, "a_denoised.nii"), ("A.NII.GZ", None, "A_denoised.NII.GZ"), ("a.b.mha", None, "a.b_denoised.mha"),
     ("a.mhd", None, "a_denoised.mha"), ("a.jpg", None, "a_denoised.png"), ("a.bmp", None, "a_denoised.png"),
-    ("a.png", None, "a_denoised.png"), ("a.tif", None, "a_denoised.tif"), ("a.dcm", None, "a_denoised.nii.gz"),
-    ("1.2.840.5", None, "1.2.840.5_denoised.nii.gz"), ("a.nii", ".mha", "a_denoised.mha"),
+    ("a.png", None, "a_denoised.png"), ("a.tif", None, "a_denoised.tif"), ("a.dcm", None, "a_denoised.dcm"),
+    ("a.IMA", None, "a_denoised.dcm"),
+    ("1.2.840.5", None, "1.2.840.5_denoised.nii.gz"),
+    ("a.dcm", ".nii.gz", "a_denoised.nii.gz"), ("a.nii", ".mha", "a_denoised.mha"),
     ("synthetic:seed=3", None, "synthetic-seed-3_denoised.nii.gz"),
 ])  # fmt: skip
 def test_default_output_path(name: str, ext: str | None, expected: str) -> None:
@@ -187,10 +190,11 @@ def test_default_output_path(name: str, ext: str | None, expected: str) -> None:
 
 def test_default_output_path_of_folders_and_without_postfix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_series(tmp_path / "1.2.dcm", [0.0])
-    assert default_output_path(tmp_path / "1.2.dcm", "out").name == "1.2.dcm_denoised.nii.gz"
+    assert default_output_path(tmp_path / "1.2.dcm", "out").name == "1.2.dcm_denoised"
+    assert default_output_path(tmp_path / "1.2.dcm", "out", "denoised", ".nii.gz").name == "1.2.dcm_denoised.nii.gz"
     assert default_output_path(tmp_path / "a.nii", "out", "") == Path("out/a.nii")
     monkeypatch.chdir(tmp_path / "1.2.dcm")
-    assert default_output_path(".", "out").name == "1.2.dcm_denoised.nii.gz"
+    assert default_output_path(".", "out").name == "1.2.dcm_denoised"
 
 
 def test_names_in_a_bundle_configuration(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""What names and first bytes say: which format a scan has, and which files and folders below a folder are scans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from adl_monai.data.dicom_parse import DICOM_SUFFIXES, is_dicom_file
+from adl_monai.data.itk import KINDS
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".nrrd", ".png", ".tif", ".tiff")
+INPUT_SUFFIXES = (*NIFTI_SUFFIXES, *KINDS, *DICOM_SUFFIXES)
+
+
+def scan_suffix(path: Path) -> str:
+    """The suffix of a scan's name in its own case, ``.nii.gz`` as one; empty if it is none that we read."""
+    lowered = path.name.lower()
+    for suffix in INPUT_SUFFIXES:
+        if lowered.endswith(suffix):
+            return path.name[-len(suffix) :]
+    return ""
+
+
+def scan_stem(path: Path) -> str:
+    """The name without `scan_suffix`; dots inside it (a UID, a subject number) stay."""
+    return path.name[: len(path.name) - len(scan_suffix(path))]
+
+
+def scan_format(path: Path) -> str:
+    """``nifti``, ``dicom``, ``mha``, ``nrrd``, ``png``, ``tiff``, ``jpeg``, ``bmp``, or empty for anything else."""
+    if path.is_dir():
+        return "dicom" if any(is_dicom_file(child) for child in path.iterdir()) else ""
+    suffix = scan_suffix(path).lower()
+    if suffix in NIFTI_SUFFIXES:
+        return "nifti"
+    if suffix in KINDS:
+        return KINDS[suffix]
+    return "dicom" if suffix in DICOM_SUFFIXES or is_dicom_file(path) else ""
+
+
+def output_format(path: Path) -> str:
+    """The format that a path to write asks for: by its suffix; without one, DICOM (the folder of a series)."""
+    suffix = scan_suffix(path).lower()
+    if suffix in NIFTI_SUFFIXES:
+        return "nifti"
+    return KINDS.get(suffix, "dicom")
+
+
+def is_scan(path: Path) -> bool:
+    """Whether `read_volume` would try to read this: a visible file of a known format, or a folder of DICOM files."""
+    return path.exists() and not path.name.startswith(".") and bool(scan_format(path))
+
+
+def find_scans(folder: Path) -> list[Path]:
+    """The scans below a folder, sorted: files of known formats, and folders that hold DICOM files.
+
+    A folder with DICOM files in it counts as one scan, the folder itself included. Hidden names are skipped and linked
+    folders are not followed.
+    """
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    if scan_format(folder):
+        yield folder
+    for child in folder.iterdir():
+        if child.name.startswith("."):
+            continue
+        if child.is_dir():
+            if not child.is_symlink():
+                yield from _walk(child)
+        elif scan_format(child) not in ("", "dicom"):
+            yield child
