@@ -205,7 +205,7 @@ def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:
     for name, value in load_weights(tmp_path / "small" / "bundle").items():
         torch.testing.assert_close(load_weights(tmp_path / "again" / "bundle")[name], value, atol=1e-6, rtol=0)
     # A wider network grows from it; a narrower one is refused.
-    wider = {**options, **one_step, "network_def#filters": [24, 32, 48, 72]}
+    wider = {**options, **one_step, "network_def#filters": [40, 48, 64, 96]}
     train(manifest, tmp_path / "grown", init="adl3d", overrides=wider)
     noisy = noisy_phantom(3, 0.1)[0]
     grown = adl_monai.denoise(noisy, tmp_path / "grown", precision="fp32")
