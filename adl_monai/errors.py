@@ -58,6 +58,14 @@ class OutOfMemoryError(AdlError):
     exit_code = 7
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out; torch's CPU allocator raises a plain ``RuntimeError``."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("allocate memory" in text or "out of memory" in text)
+
+
 def user_error(error: BaseException) -> AdlError | None:
     """The ``AdlError`` inside an exception, which MONAI's transforms and configs wrap in their own; None if none is."""
     seen: BaseException | None = error
