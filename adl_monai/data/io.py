@@ -58,8 +58,16 @@ def find_scans(folder: Path) -> list[Path]:
 
     A folder with DICOM files in it counts as one scan, the folder itself included. Hidden names are skipped and linked
     folders are not followed.
+
+    Raises:
+        UsageError: If a folder may not be listed.
     """
-    return sorted(_walk(folder))
+    try:
+        return sorted(_walk(folder))
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or folder}: cannot be listed ({error.strerror}); check its permissions."
+        ) from error
 
 
 def read_volume(path: Path | str, series: str | None = None) -> Volume:
