@@ -91,10 +91,16 @@ class CheckpointHandler:
         if path is None:
             logger.warning("no checkpoint in %s yet: starting from the beginning", self.save_dir)
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_checkpoint(path)
         self._check(state, path)
-        for name, item in self.objects.items():
-            item.load_state_dict(state["objects"][name])
+        try:
+            for name, item in self.objects.items():
+                item.load_state_dict(state["objects"][name])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{path} does not fit this run ({str(error).splitlines()[0][:200]}); resume with the options that the "
+                "run was started with, or start a new run in another folder."
+            ) from error
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
         if self.evaluator is not None and state["best_epoch"] != -1:
@@ -121,18 +127,37 @@ class CheckpointHandler:
         }
 
     def _check(self, state: Mapping[str, Any], path: Path) -> None:
-        if state.get("format") != FORMAT or set(state["objects"]) != set(self.objects):
+        if state.get("format") != FORMAT or set(state.get("objects", {})) != set(self.objects):
             raise ModelError(
                 f"{path} is not a checkpoint of this kind of run (it holds {sorted(state.get('objects', {}))}, "
                 f"expected {sorted(self.objects)}); resume with the options that the run was started with, or start "
                 "a new run."
             )
-        changed = [key for key, value in self.facts.items() if state["facts"].get(key) != value]
+        changed = [key for key, value in self.facts.items() if state.get("facts", {}).get(key) != value]
         if changed:
             raise ModelError(
                 f"{path} belongs to a run with another {', '.join(changed)}; resume with the manifest and options that "
                 "the run was started with, or start a new run in another folder."
             )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's state: tensors and plain values only.
+
+    Raises:
+        ModelError: If the file is damaged or holds anything else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+    except Exception as error:  # of many kinds, as many as ways to damage a file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(
+            f"checkpoint {path} cannot be read ({reason}): the file is damaged. Remove it and pass --resume again: the "
+            "run goes on from previous.pt, or from the beginning if there is none."
+        ) from error
+    return state
 
 
 def write_atomically(state: Any, path: Path, keep: Path | None = None) -> None:
