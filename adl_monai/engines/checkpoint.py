@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from adl_monai.errors import ModelError
+from adl_monai.errors import ModelError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +67,31 @@ class CheckpointHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Workflow) -> None:
-        """Write ``last.pt`` and, after a new best epoch, ``best.pt`` and the weights."""
+        """Write ``last.pt`` and, after a new best epoch, ``best.pt`` and the weights.
+
+        Raises:
+            OutputError: If the disk is full or may not be written; the checkpoint before is kept.
+        """
         best_epoch = self._best_epoch()
         improved = best_epoch != self._saved_best_epoch
         self._saved_best_epoch = best_epoch
         if not self.active:
             return
-        self.save_dir.mkdir(parents=True, exist_ok=True)
         state = self._state(engine)
-        # last.pt comes last: killed before it, a resumed run repeats this epoch and writes the others again.
-        if best_epoch == -1 or improved:
-            self.model_path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.model.state_dict(), self.model_path)
-        if improved:
-            write_atomically(state, self.save_dir / "best.pt")
-        write_atomically(state, self.save_dir / "last.pt", keep=self.save_dir / "previous.pt")
+        try:
+            self.save_dir.mkdir(parents=True, exist_ok=True)
+            # last.pt comes last: killed before it, a resumed run repeats this epoch and writes the others again.
+            if best_epoch == -1 or improved:
+                self.model_path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.model.state_dict(), self.model_path)
+            if improved:
+                write_atomically(state, self.save_dir / "best.pt")
+            write_atomically(state, self.save_dir / "last.pt", keep=self.save_dir / "previous.pt")
+        except OSError as error:
+            raise OutputError(
+                f"the checkpoint of epoch {engine.state.epoch} cannot be written to {self.save_dir} "
+                f"({error.strerror or error}); the one before is kept. Make room and go on with --resume."
+            ) from error
 
     def load(self, engine: Workflow) -> None:
         """Put the state of the newest whole checkpoint into the run, if resuming was asked for."""
