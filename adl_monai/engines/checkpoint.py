@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from ignite.engine import Events
@@ -177,11 +177,14 @@ def write_atomically(state: Any, path: Path, keep: Path | None = None) -> None:
         state: What ``torch.save`` takes.
         path: Holds the old file until it holds the new one.
         keep: Where the old file goes; between the two renames it is the only one.
+
+    Raises:
+        OSError: If it cannot be written; the old file stays.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            _save(state, file)
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
@@ -195,3 +198,13 @@ def write_atomically(state: Any, path: Path, keep: Path | None = None) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _save(state: Any, file: IO[bytes]) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        refused = error.__context__
+        if isinstance(refused, OSError):  # torch's writer hides the disk's own error behind "unexpected pos"
+            raise OSError(refused.errno, refused.strerror) from error
+        raise
