@@ -5,6 +5,7 @@ Only the elements listed here are read. pydicom's warnings, log and error texts 
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -105,33 +106,55 @@ def read_header(path: Path) -> SliceHeader | None:
         raise ScanFileError(f"{path}: the DICOM header is damaged ({type(error).__name__}).") from None
 
 
+class _Bounded(io.BufferedReader):
+    """A file whose ``read`` allocates no more than it holds: damaged DICOM elements claim up to 4 GiB."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to ``size`` bytes."""
+        rest = max(0, self._size - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest))
+
+
 def parse(path: Path, pixels: bool) -> pydicom.Dataset | None:
     """Parse a file, with its pixels or without; None if it is not DICOM, or DICOM without an image. Use in `discreet`.
 
     Raises:
-        ScanFileError: If the image is deflated or cut short; pydicom raises nearly anything else on damaged files.
+        ScanFileError: If the image is deflated or cut short, or a file that says by its name that it is DICOM holds
+            neither DICOM nor text; pydicom raises nearly anything else on damaged files.
     """
     with path.open("rb") as file:
-        prefixed = file.read(132)[128:] == b"DICM"
-    if not prefixed and path.suffix.lower() not in DICOM_SUFFIXES:
+        start = file.read(1024)
+    prefixed = start[128:132] == b"DICM"
+    if not prefixed and path.suffix.lower() not in DICOM_SUFFIXES and start[132:136] != b"\2\0\0\0":
         return None
-    if prefixed:
-        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-        if syntax == DeflatedExplicitVRLittleEndian:
-            raise ScanFileError(f"{path}: the transfer syntax {syntax.name} is not supported yet. {_CONVERT}")
-    try:
-        dataset = pydicom.dcmread(
-            path, force=not prefixed, stop_before_pixels=not pixels, specific_tags=None if pixels else _TAGS
-        )
-        if not prefixed:
-            dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
-        is_image = "Rows" in dataset or "Image Storage" in pydicom.uid.UID(dataset.get("SOPClassUID") or "").name
-    except Exception:
+    with _Bounded(path) as file:
         if prefixed:
-            raise
-        return None  # a foreign file under a DICOM suffix
+            file.seek(132)
+            meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+            syntax = meta.get("TransferSyntaxUID")
+            if syntax == DeflatedExplicitVRLittleEndian:
+                raise ScanFileError(f"{path}: the transfer syntax {syntax.name} is not supported yet. {_CONVERT}")
+            file.seek(0)
+        try:
+            dataset = pydicom.dcmread(
+                file, force=not prefixed, stop_before_pixels=not pixels, specific_tags=None if pixels else _TAGS
+            )
+            if not prefixed:
+                dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
+            is_image = "Rows" in dataset or "Image Storage" in pydicom.uid.UID(dataset.get("SOPClassUID") or "").name
+        except Exception:
+            if prefixed:
+                raise
+            dataset, is_image = pydicom.Dataset(), False
     if is_image and "Rows" not in dataset:
         raise ScanFileError(f"{path}: this DICOM image ends before its Rows and Columns; it is cut short.")
+    # A slice at the end of a series would vanish without leaving a gap.
+    if not is_image and "SOPClassUID" not in dataset and b"\0" in start:
+        raise ScanFileError(f"{path}: this DICOM file is damaged or cut short; copy it again, or move it elsewhere.")
     return dataset if is_image else None
 
 
