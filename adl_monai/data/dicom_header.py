@@ -22,6 +22,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
 )
 
 from adl_monai.errors import ScanFileError
@@ -153,9 +154,17 @@ def parse(path: Path, pixels: bool) -> pydicom.Dataset | None:
     if is_image and "Rows" not in dataset:
         raise ScanFileError(f"{path}: this DICOM image ends before its Rows and Columns; it is cut short.")
     # A slice at the end of a series would vanish without leaving a gap.
-    if not is_image and "SOPClassUID" not in dataset and b"\0" in start:
+    if not is_image and b"\0" in start and not _is_whole(dataset):
         raise ScanFileError(f"{path}: this DICOM file is damaged or cut short; copy it again, or move it elsewhere.")
     return dataset if is_image else None
+
+
+def _is_whole(dataset: pydicom.Dataset) -> bool:
+    """Whether an object without an image is of a kind known to have none, or at least says whose series it is in."""
+    meta = getattr(dataset, "file_meta", pydicom.Dataset())
+    kinds = [pydicom.uid.UID(str(item)) for item in (meta.get("MediaStorageSOPClassUID"), dataset.get("SOPClassUID"))]
+    is_index = kinds[0] == MediaStorageDirectoryStorage
+    return is_index or kinds[1].name != kinds[1] or "SeriesInstanceUID" in dataset
 
 
 def _guessed_syntax(dataset: pydicom.Dataset) -> pydicom.uid.UID:

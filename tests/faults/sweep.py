@@ -196,7 +196,7 @@ def as_pydicom(source: Source, volume: Any) -> None:
     slices = volume.array[..., None] if volume.array.ndim == 2 else volume.array
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = [values(pydicom.dcmread(path, force=True)) for path in files]
+        expected = [values(pydicom.dcmread(io.BytesIO(path.read_bytes()), force=True)) for path in files]
     assert slices.shape[2] == len(expected), "a slice vanished in silence"
     for array in expected:
         found = (np.array_equal(slices[..., index], array) for index in range(slices.shape[2]))

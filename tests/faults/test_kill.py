@@ -76,7 +76,7 @@ if kills:
         # Every other kill waits for a checkpoint's temporary file; the others come at any moment.
         in_write = len(report["kills"]) % 2 == 1
         child, began, since, code, hit = start(), time.monotonic(), time.time(), None, False
-        wait = random.uniform(0, 1.3 * first + 8 * pace) if not in_write else 1.3 * first + random.uniform(0, 5) * pace
+        wait = random.uniform(0, 2 * first + 10 * pace) if not in_write else 1.4 * first + random.uniform(0, 12) * pace
         while code is None and not hit:
             code = ended(child)
             waited = time.monotonic() - began
