@@ -38,8 +38,8 @@ def start():
     return child
 
 def writing(since):
-    names = [run / "bundle" / "models" / ".model.pt.tmp", *(run / "checkpoints" / f".{name}.pt.tmp" for name in ("last", "best"))]
-    for path in names:
+    for name in ("bundle/models/.model.pt.tmp", "checkpoints/.last.pt.tmp", "checkpoints/.best.pt.tmp"):
+        path = run / name
         try:
             if path.stat().st_mtime > since:
                 return True
