@@ -47,7 +47,7 @@ def test_every_named_test_exists() -> None:
             known = functions(TESTS / file)
             assert test in known, f"row {row[0]}: {file} has no {test}"
             if case:
-                assert f'("{case.removeprefix("row_")}",' in known[test], f"row {row[0]}: {test} has no case {case}"
+                assert f'"{case.removeprefix("row_")}",' in known[test], f"row {row[0]}: {test} has no case {case}"
             named += 1
         assert row[3].count("::") == len(re.findall(r"`[\w/]+\.py::\w+(?:\[[\w-]+\])?`", row[3])), row
     assert named >= 68

@@ -123,6 +123,10 @@ def _read_pixels(header: SliceHeader) -> np.ndarray:
             held = len(dataset.get("PixelData", b""))
             if held == 0 or (held < needed and not dataset.file_meta.TransferSyntaxUID.is_compressed):
                 raise ScanFileError(f"{path}: PixelData holds {held} bytes of {needed}; the file is cut short.")
+            if not dataset.file_meta.TransferSyntaxUID.is_compressed and any(dataset.PixelData[needed + needed % 2 :]):
+                raise ScanFileError(
+                    f"{path}: PixelData holds {held} bytes, Rows and Columns claim {needed}; the header is damaged."
+                )
             stored = dataset.pixel_array
     except (ScanFileError, MemoryError):
         raise

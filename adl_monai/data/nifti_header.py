@@ -24,6 +24,7 @@ _REFUSED_TYPES = {
     1: "1-bit", 32: "complex64", 128: "RGB", 1536: "float128", 1792: "complex128", 2048: "complex256", 2304: "RGBA",
 }  # fmt: skip
 _DEFLATE_MAX_RATIO = 1032  # deflate cannot expand further
+_LAST_FORM_CODE = 5  # "template"
 _CHUNK = 1 << 24
 _MOST_PADDING = 4096  # zero bytes behind the voxels, as some writers fill up a block
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units: metre, millimetre, micron
@@ -131,6 +132,11 @@ def _scale(fields: Nifti1Header, path: Path) -> tuple[float, float]:
 
 
 def _affine(fields: Nifti1Header, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    for name in ("sform_code", "qform_code"):  # readers differ in which affine they take then
+        if not 0 <= int(fields[name]) <= _LAST_FORM_CODE:
+            raise ScanFileError(
+                f"{path}: header field {name} is {int(fields[name])}, expected 0 to {_LAST_FORM_CODE}; correct it."
+            )
     try:
         affine = np.asarray(fields.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:

@@ -115,7 +115,7 @@ def edit_dicom(raw: bytes, rng: np.random.Generator) -> bytes:
     how = int(rng.integers(4))
     if how == 0:
         del dataset[element.tag]
-    elif how == 1 and element.VR not in ("SQ", "OW", "OB"):
+    elif how == 1 and element.VR in ("AS", "CS", "DA", "DS", "IS", "LO", "PN", "SH", "TM", "UI"):
         odd: list[Any] = ["", "0", "-1", "1e308", "NaN", "x" * 70, "1\\2\\3", "1.2.3", "65536", "\\"]
         text = odd[int(rng.integers(len(odd)))].encode()
         dataset[element.tag] = pydicom.dataelem.RawDataElement(

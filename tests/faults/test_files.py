@@ -80,6 +80,7 @@ REFUSED: list[tuple[str, Make, list[str]]] = [
     ("16-slope", nifti(scale=(np.nan, 0.0)), ["scl_slope is nan", "finite"]),
     ("16-inter", nifti(scale=(2.0, np.inf)), ["scl_inter is inf", "finite"]),
     ("20-nan", nifti(fields={"srow_x": [np.nan, 0, 0, 0]}), ["sform", "not finite", "correct the header"]),
+    ("20-code", nifti(fields={"sform_code": -1}), ["field sform_code is -1", "expected 0 to 5"]),
     ("20-singular", nifti(fields={"srow_x": [0, 0, 0, 0]}), ["sform", "singular", "correct the header"]),
 ]
 

@@ -14,7 +14,7 @@ from tests.conftest import TINY_2D, generated_manifest
 from tests.engines.test_checkpoint import assert_same, final_state
 
 KILLS = 30
-EPOCHS = 240
+EPOCHS = 160
 OPTIONS = {**TINY_2D, "max_epochs": EPOCHS, "patches_per_epoch": 4}
 
 # Imports once, then forks a child for each start of the run, so that the kills hit training and not importing.
@@ -47,6 +47,12 @@ def writing(since):
             pass
     return False
 
+def stamp():
+    try:
+        return (run / "checkpoints" / "last.pt").stat().st_mtime_ns
+    except FileNotFoundError:  # not yet, or between two names
+        return 0
+
 def ended(child, options=os.WNOHANG):
     pid, status = os.waitpid(child, options)
     return os.waitstatus_to_exitcode(status) if pid else None
@@ -73,14 +79,20 @@ if kills:
     random.seed(seed)
     pace = (whole - first) / (options["max_epochs"] - 1)
     while len(report["kills"]) < kills:
-        # Every other kill waits for a checkpoint's temporary file; the others come at any moment.
-        in_write = len(report["kills"]) % 2 == 1
-        child, began, since, code, hit = start(), time.monotonic(), time.time(), None, False
-        wait = random.uniform(0, 2 * first + 10 * pace) if not in_write else 1.4 * first + random.uniform(0, 12) * pace
+            in_write = len(report["kills"]) % 2 == 1
+        # By turns: at any moment of the start, of some epoch, and while a checkpoint is written.
+        kind = len(report["kills"]) % 3
+        wanted, pause = random.randrange(4), random.uniform(0, first if kind == 0 else 1.5 * pace)
+        child, began, since, code, hit, saved, seen = start(), time.monotonic(), time.time(), None, False, 0, stamp()
+        reached = began if kind == 0 or wanted == 0 else None
         while code is None and not hit:
-            code = ended(child)
-            waited = time.monotonic() - began
-            hit = waited > (60 if in_write else wait) or (in_write and waited > wait and writing(since))
+            code, now = ended(child), stamp()
+            saved, seen = saved + (now != seen), now
+            if reached is None and saved >= wanted:
+                reached = time.monotonic()
+            ready = reached is not None and (kind == 2 or time.monotonic() - reached > pause)
+            hit = saved > 4 or (ready and (kind != 2 or writing(since)))
+            time.sleep(0.0002)
         assert code is None, f"the run ended with {code} before kill {len(report['kills']) + 1}"
         os.kill(child, signal.SIGKILL)
         assert ended(child, 0) == -signal.SIGKILL

@@ -108,6 +108,7 @@ REFUSED: list[tuple[str, int, Change, list[str]]] = [
     ("43-zero", 3, third(RescaleSlope=0), ["002.dcm", "RescaleSlope is 0", "Correct the header"]),
     ("43-huge", 3, third(RescaleSlope="1e300"), ["002.dcm", "exceed the range of float32", "correct its header"]),
     ("47-short", 3, third(PixelData=b"\0" * 40), ["002.dcm", "PixelData holds 40 bytes of 60", "cut short"]),
+    ("47-long", 3, every(Rows=5), ["000.dcm", "holds 60 bytes", "claim 50", "header is damaged"]),
     ("48-frames", 3, third(NumberOfFrames=7), ["002.dcm", "7 frames"]),
     ("48-truncated", 3, half, ["002.dcm"]),
     ("49-colour", 3, every(PhotometricInterpretation="RGB", SamplesPerPixel=3), ["RGB", "expected grey"]),
