@@ -141,7 +141,7 @@ def parse(path: Path, pixels: bool) -> pydicom.Dataset | None:
                 raise ScanFileError(f"{path}: the transfer syntax {syntax.name} is not supported yet. {_CONVERT}")
             file.seek(0)
         try:
-            dataset = pydicom.dcmread(
+            dataset: pydicom.Dataset = pydicom.dcmread(
                 file, force=not prefixed, stop_before_pixels=not pixels, specific_tags=None if pixels else _TAGS
             )
             if not prefixed:

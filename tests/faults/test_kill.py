@@ -79,7 +79,6 @@ if kills:
     random.seed(seed)
     pace = (whole - first) / (options["max_epochs"] - 1)
     while len(report["kills"]) < kills:
-            in_write = len(report["kills"]) % 2 == 1
         # By turns: at any moment of the start, of some epoch, and while a checkpoint is written.
         kind = len(report["kills"]) % 3
         wanted, pause = random.randrange(4), random.uniform(0, first if kind == 0 else 1.5 * pace)
