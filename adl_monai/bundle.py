@@ -18,7 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adl_monai.errors import ModelError, UsageError, surfacing_user_errors
+from adl_monai.bundle_values import check_values, first_line, read_values, refuse_expressions
+from adl_monai.errors import ModelError, surfacing_user_errors
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from adl_monai.inferers import TiledInferer
 
-NETWORK_TARGET = "adl_monai.networks.EfficientUNet"
-PLAIN_KEYS = ("tile", "overlap", "intensity_percentiles")
 WEIGHTS_HASH = "weights_sha256"  # in a shipped bundle's metadata.json
 MODEL_CARD = "model_card.md"
 
@@ -107,10 +106,12 @@ def load_weights(root: Path) -> dict[str, torch.Tensor]:
             if hashlib.sha256(raw).hexdigest() != metadata[WEIGHTS_HASH]:
                 raise ModelError(f"weights {path} are not the released ones (SHA-256 differs); install adl_monai anew.")
         weights: dict[str, torch.Tensor] = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise ModelError(f"weights {path} are not a dictionary of tensors; pass a bundle's models/model.pt.")
     except ModelError:
         raise
     except Exception as error:  # of many kinds, as many as ways to damage a file
-        raise ModelError(f"weights {path} cannot be read ({_first_line(error)}); train or install anew.") from error
+        raise ModelError(f"weights {path} cannot be read ({first_line(error)}); train or install anew.") from error
     return weights
 
 
@@ -144,26 +145,15 @@ def inference_overrides(root: Path) -> tuple[Path, dict[str, Any]]:
     """What to run for a model: a trusted bundle, and the plain values of the model's own config laid over it.
 
     Raises:
-        ModelError: If the config cannot be read, names another network class, or holds anything but plain values.
+        ModelError: If the config cannot be read, names another network class, holds anything but plain values, or does
+            not fit the weights.
     """
     if root in shipped_bundles().values():
         return root, {}
-    path = root / "configs" / "inference.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}); pass the folder of a complete bundle.") from error
-    network = config.get("network_def", {}) if isinstance(config, dict) else {}
-    if not isinstance(network, dict) or network.get("_target_") != NETWORK_TARGET:
-        raise ModelError(f"{path}: network_def must name {NETWORK_TARGET}; this program runs no other network.")
-    overrides: dict[str, Any] = {"network_def": {**network, "multi_scale": False}}
-    overrides.update({key: config[key] for key in PLAIN_KEYS if key in config})
-    _refuse_code({key: value for key, value in overrides["network_def"].items() if key != "_target_"}, path)
-    _refuse_code({key: overrides[key] for key in PLAIN_KEYS if key in overrides}, path)
-    if network.get("spatial_dims") not in (2, 3):
-        raise ModelError(f"{path}: network_def#spatial_dims is {network.get('spatial_dims')!r}, expected 2 or 3.")
+    overrides = read_values(root / "configs" / "inference.json")
+    check_values(overrides, load_weights(root), root)
     overrides["checkpoint"] = str(root / "models" / "model.pt")
-    return shipped_bundle(network["spatial_dims"]), overrides
+    return shipped_bundle(overrides["network_def"]["spatial_dims"]), overrides
 
 
 def network_definition(root: Path) -> dict[str, Any]:
@@ -196,18 +186,17 @@ def load_denoiser(
     refuse_expressions(options)
     root = find_bundle(model, spatial_dims)
     trusted, overrides = inference_overrides(root)
-    overrides.update(options)
-    workflow = open_workflow(trusted, ("inference",), "infer", overrides)
+    weights = load_weights(root)
+    workflow = open_workflow(trusted, ("inference",), "infer", {**overrides, **options})
     parser = workflow.parser
     with surfacing_user_errors():
         workflow.initialize()
         network = parser.get_parsed_content("network")
-    weights = load_weights(root)
     try:
         network.load_state_dict(weights)
     except Exception as error:
         raise ModelError(
-            f"the weights of {root} do not load into the bundle's network ({_first_line(error)})."
+            f"the weights of {root} do not load into the bundle's network ({first_line(error)})."
         ) from error
     network.eval()
     lower, upper = parser.get_parsed_content("intensity_percentiles")
@@ -255,37 +244,8 @@ def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], val
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def refuse_expressions(values: Mapping[str, Any]) -> None:
-    """Options are data: text that the config parser would run, reference or import is refused.
-
-    Raises:
-        UsageError: Naming the option.
-    """
-    for name, value in values.items():
-        if isinstance(value, str) and value.startswith(("$", "@", "%")):
-            raise UsageError(f"option {name} is {value!r}; a value may not start with $, @ or %.")
-
-
 def quiet_monai() -> None:
     """Keep MONAI's and ignite's own log lines out of the user's sight; what they raise is reported by us."""
     known = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("monai", "ignite")]
     for name in (*known, "ADLTrainer", "SupervisedEvaluator"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _refuse_code(value: Any, path: Path) -> None:
-    """Anything that MONAI's parser would run, reference or import is refused."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key.startswith("_"):
-                raise ModelError(f"{path} holds {key!r} where only plain values are read; the model is not run.")
-            _refuse_code(item, path)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_code(item, path)
-    elif isinstance(value, str) and value.startswith(("$", "@", "%")):
-        raise ModelError(f"{path} holds the expression {value!r} where only plain values are read; it is not run.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

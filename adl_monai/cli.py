@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from adl_monai.errors import user_error
+from adl_monai.errors import system_error, user_error
 from adl_monai.version import __version__
 
 PATH = click.Path(path_type=Path)
@@ -250,7 +250,7 @@ def main() -> NoReturn:
         usage.show()
         _leave(usage.exit_code)
     except Exception as raised:
-        error = user_error(raised)
+        error = user_error(raised) or system_error(raised)
         if error is None or debug:
             raise
         click.echo(f"Error: {error}", err=True)

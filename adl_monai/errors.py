@@ -4,6 +4,7 @@ Every message says what was given (file, field, value), what was expected and th
 The command line prints the message alone and exits with ``exit_code``; library callers catch ``AdlError``.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,6 +57,39 @@ class OutOfMemoryError(AdlError):
     """Not enough memory for the smallest tile."""
 
     exit_code = 7
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out; torch's CPU allocator raises a plain ``RuntimeError``."""
+    for cause in _causes(error):
+        text = str(cause) if isinstance(cause, RuntimeError) else ""
+        if isinstance(cause, MemoryError) or "allocate memory" in text or "out of memory" in text:
+            return True
+    return False
+
+
+def system_error(error: BaseException) -> AdlError | None:
+    """What the system refused (memory, a disk, a name too long), in words; None for a programming error.
+
+    For what no caller expected: doors and writers say it better, with the next move.
+    """
+    if is_out_of_memory(error):
+        return OutOfMemoryError("not enough memory; close other programs, or use a machine with more.")
+    refused = next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror), None)
+    if refused is None:
+        return None
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EPIPE)
+    kind = OutputError if refused.errno in full else ScanFileError
+    name = f"{str(refused.filename)[:200]}: " if refused.filename else ""
+    return kind(f"{name}the system refused it ({refused.strerror}); check the name, its permissions and the disk.")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from, as MONAI does with what its configs' expressions raise."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def user_error(error: BaseException) -> AdlError | None:

@@ -64,9 +64,13 @@ class PixelReader:
 
 def _require_bytes(dataset: pydicom.Dataset, header: SliceHeader) -> None:
     needed = header.frames * header.rows * header.columns * (int(dataset.BitsAllocated) // 8)
-    held = len(dataset.get("PixelData", b""))
-    if held == 0 or (held < needed and not dataset.file_meta.TransferSyntaxUID.is_compressed):
+    held, compressed = len(dataset.get("PixelData", b"")), dataset.file_meta.TransferSyntaxUID.is_compressed
+    if held == 0 or (held < needed and not compressed):
         raise ScanFileError(f"{header.path}: PixelData holds {held} bytes of {needed}; the file is cut short.")
+    if not compressed and any(dataset.PixelData[needed + needed % 2 :]):
+        raise ScanFileError(
+            f"{header.path}: PixelData holds {held} bytes, but its size claims {needed}; the header is damaged."
+        )
 
 
 def _require_decoder(dataset: pydicom.Dataset, header: SliceHeader) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adl_monai.data.dicom_parse import DICOM_SUFFIXES, is_dicom_file
 from adl_monai.data.itk import KINDS
+from adl_monai.errors import UsageError
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".nrrd", ".png", ".tif", ".tiff")
@@ -57,8 +58,16 @@ def find_scans(folder: Path) -> list[Path]:
 
     A folder with DICOM files in it counts as one scan, the folder itself included. Hidden names are skipped and linked
     folders are not followed.
+
+    Raises:
+        UsageError: If a folder may not be listed.
     """
-    return sorted(_walk(folder))
+    try:
+        return sorted(_walk(folder))
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or folder}: cannot be listed ({error.strerror}); check its permissions."
+        ) from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -162,7 +162,7 @@ def _check_metaimage(path: Path, claimed: int) -> None:
     data = fields.get("elementdatafile", "")
     if data.upper() != "LOCAL":
         start, source = 0, path.parent / data
-        if not data or "%" in data or not source.is_file():
+        if data != Path(data).name or not data or "%" in data or not source.is_file():
             raise ScanFileError(
                 f"{path}: header field ElementDataFile is {data!r}; expected LOCAL or the name of one file beside it."
             )

@@ -20,7 +20,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
 from adl_monai.data.geometry import affine_fault, same_affine
-from adl_monai.data.nifti_header import Header, read_exactly, read_header, set_type, warn_of_geometry
+from adl_monai.data.nifti_header import Header, check_end, read_exactly, read_header, set_type, warn_of_geometry
 from adl_monai.data.volume import (
     Volume,
     WritePlan,
@@ -138,11 +138,8 @@ def _plan(array: np.ndarray, header: Header) -> WritePlan:
 def _read(path: Path) -> tuple[Header, Volume]:
     with _stream(path) as stream:
         header = read_header(stream, path)
-        voxels = bytearray(math.prod(header.shape) * header.dtype.itemsize)
-        read_exactly(stream, memoryview(voxels), path)
-        if path.name.lower().endswith(".gz"):
-            while stream.read(1 << 20):  # the checksum is compared only at the end of the stream
-                pass
+        voxels = read_exactly(stream, math.prod(header.shape) * header.dtype.itemsize, path)
+        check_end(stream, path)
     stored = np.frombuffer(voxels, header.dtype).reshape(header.shape, order="F")
     values = to_float32(stored, path, header.slope, header.inter)
     return header, Volume(values, header.affine, header.dtype, "nifti", path)

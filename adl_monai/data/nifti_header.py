@@ -24,6 +24,9 @@ _REFUSED_TYPES = {
     1: "1-bit", 32: "complex64", 128: "RGB", 1536: "float128", 1792: "complex128", 2048: "complex256", 2304: "RGBA",
 }  # fmt: skip
 _DEFLATE_MAX_RATIO = 1032  # deflate cannot expand further
+_LAST_FORM_CODE = 5  # "template"
+_CHUNK = 1 << 24
+_MOST_PADDING = 4096  # zero bytes behind the voxels, as some writers fill up a block
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units: metre, millimetre, micron
 
 
@@ -66,8 +69,7 @@ def read_header(stream: IO[bytes], path: Path) -> Header:
     _check_claim(path, int(offset) + math.prod(shape) * dtype.itemsize)
     slope, inter = _scale(fields, path)
     affine = _affine(fields, shape, path)
-    extensions = bytearray(int(offset) - size)
-    read_exactly(stream, memoryview(extensions), path)
+    extensions = read_exactly(stream, int(offset) - size, path)
     return Header(fields, start + bytes(extensions), shape, dtype, slope, inter, affine)
 
 
@@ -130,6 +132,11 @@ def _scale(fields: Nifti1Header, path: Path) -> tuple[float, float]:
 
 
 def _affine(fields: Nifti1Header, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    for name in ("sform_code", "qform_code"):  # readers differ in which affine they take then
+        if not 0 <= int(fields[name]) <= _LAST_FORM_CODE:
+            raise ScanFileError(
+                f"{path}: header field {name} is {int(fields[name])}, expected 0 to {_LAST_FORM_CODE}; correct it."
+            )
     try:
         affine = np.asarray(fields.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
@@ -175,17 +182,34 @@ def set_type(fields: Nifti1Header, dtype: np.dtype) -> None:
     fields["scl_slope"], fields["scl_inter"] = 1, 0
 
 
-def read_exactly(stream: IO[bytes], target: memoryview, path: Path) -> None:
-    """Fill ``target`` from the stream.
+def read_exactly(stream: IO[bytes], count: int, path: Path) -> bytearray:
+    """The next ``count`` bytes; memory grows with what the stream holds, not with what its header claims.
 
     Raises:
         ScanFileError: If the stream ends before.
     """
-    done = 0
-    while done < len(target):
-        count = stream.readinto(target[done:])  # type: ignore[attr-defined]
-        if not count:
+    held = bytearray()
+    while len(held) < count:
+        chunk = stream.read(min(_CHUNK, count - len(held)))
+        if not chunk:
             raise ScanFileError(
-                f"{path}: the voxels end after {done} of {len(target)} bytes; copy the file again from its source."
+                f"{path}: the voxels end after {len(held)} of {count} bytes; copy the file again from its source."
             )
-        done += count
+        held += chunk
+    return held
+
+
+def check_end(stream: IO[bytes], path: Path) -> None:
+    """Read the stream to its end, where gzip compares its checksum; only padding may stand behind the voxels.
+
+    Raises:
+        ScanFileError: If more than a few zero bytes follow: the header then describes a part of the image only.
+    """
+    rest = stream.read(_MOST_PADDING + 1)
+    while chunk := stream.read(_CHUNK) if len(rest) <= _MOST_PADDING else b"":
+        rest += chunk
+    if len(rest) > _MOST_PADDING or rest.count(0) != len(rest):
+        raise ScanFileError(
+            f"{path}: the file goes on behind the voxels that header fields dim, bitpix and vox_offset claim; expected "
+            "its end there. The header is damaged; copy the file again from its source."
+        )

@@ -6,13 +6,13 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from adl_monai.errors import ModelError
+from adl_monai.errors import ModelError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +67,31 @@ class CheckpointHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Workflow) -> None:
-        """Write ``last.pt`` and, after a new best epoch, ``best.pt`` and the weights."""
+        """Write ``last.pt`` and, after a new best epoch, ``best.pt`` and the weights.
+
+        Raises:
+            OutputError: If the disk is full or may not be written; the checkpoint before is kept.
+        """
         best_epoch = self._best_epoch()
         improved = best_epoch != self._saved_best_epoch
         self._saved_best_epoch = best_epoch
         if not self.active:
             return
-        self.save_dir.mkdir(parents=True, exist_ok=True)
         state = self._state(engine)
-        # last.pt comes last: killed before it, a resumed run repeats this epoch and writes the others again.
-        if best_epoch == -1 or improved:
-            self.model_path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.model.state_dict(), self.model_path)
-        if improved:
-            write_atomically(state, self.save_dir / "best.pt")
-        write_atomically(state, self.save_dir / "last.pt", keep=self.save_dir / "previous.pt")
+        try:
+            self.save_dir.mkdir(parents=True, exist_ok=True)
+            # last.pt comes last: killed before it, a resumed run repeats this epoch and writes the others again.
+            if best_epoch == -1 or improved:
+                self.model_path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.model.state_dict(), self.model_path)
+            if improved:
+                write_atomically(state, self.save_dir / "best.pt")
+            write_atomically(state, self.save_dir / "last.pt", keep=self.save_dir / "previous.pt")
+        except OSError as error:
+            raise OutputError(
+                f"the checkpoint of epoch {engine.state.epoch} cannot be written to {self.save_dir} "
+                f"({error.strerror or error}); the one before is kept. Make room and go on with --resume."
+            ) from error
 
     def load(self, engine: Workflow) -> None:
         """Put the state of the newest whole checkpoint into the run, if resuming was asked for."""
@@ -91,10 +101,16 @@ class CheckpointHandler:
         if path is None:
             logger.warning("no checkpoint in %s yet: starting from the beginning", self.save_dir)
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_checkpoint(path)
         self._check(state, path)
-        for name, item in self.objects.items():
-            item.load_state_dict(state["objects"][name])
+        try:
+            for name, item in self.objects.items():
+                item.load_state_dict(state["objects"][name])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{path} does not fit this run ({str(error).splitlines()[0][:200]}); resume with the options that the "
+                "run was started with, or start a new run in another folder."
+            ) from error
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
         if self.evaluator is not None and state["best_epoch"] != -1:
@@ -121,18 +137,37 @@ class CheckpointHandler:
         }
 
     def _check(self, state: Mapping[str, Any], path: Path) -> None:
-        if state.get("format") != FORMAT or set(state["objects"]) != set(self.objects):
+        if state.get("format") != FORMAT or set(state.get("objects", {})) != set(self.objects):
             raise ModelError(
                 f"{path} is not a checkpoint of this kind of run (it holds {sorted(state.get('objects', {}))}, "
                 f"expected {sorted(self.objects)}); resume with the options that the run was started with, or start "
                 "a new run."
             )
-        changed = [key for key, value in self.facts.items() if state["facts"].get(key) != value]
+        changed = [key for key, value in self.facts.items() if state.get("facts", {}).get(key) != value]
         if changed:
             raise ModelError(
                 f"{path} belongs to a run with another {', '.join(changed)}; resume with the manifest and options that "
                 "the run was started with, or start a new run in another folder."
             )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's state: tensors and plain values only.
+
+    Raises:
+        ModelError: If the file is damaged or holds anything else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+    except Exception as error:  # of many kinds, as many as ways to damage a file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(
+            f"checkpoint {path} cannot be read ({reason}): the file is damaged. Remove it and pass --resume again: the "
+            "run goes on from previous.pt, or from the beginning if there is none."
+        ) from error
+    return state
 
 
 def write_atomically(state: Any, path: Path, keep: Path | None = None) -> None:
@@ -142,11 +177,14 @@ def write_atomically(state: Any, path: Path, keep: Path | None = None) -> None:
         state: What ``torch.save`` takes.
         path: Holds the old file until it holds the new one.
         keep: Where the old file goes; between the two renames it is the only one.
+
+    Raises:
+        OSError: If it cannot be written; the old file stays.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            _save(state, file)
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
@@ -160,3 +198,13 @@ def write_atomically(state: Any, path: Path, keep: Path | None = None) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _save(state: Any, file: IO[bytes]) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        refused = error.__context__
+        if isinstance(refused, OSError):  # torch's writer hides the disk's own error behind "unexpected pos"
+            raise OSError(refused.errno, refused.strerror) from error
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,15 +13,19 @@ from torch import Tensor
 
 from adl_monai.compute import autocast, channels_last
 from adl_monai.data.normalization import robust_range
-from adl_monai.errors import ModelError
+from adl_monai.errors import ModelError, is_out_of_memory
 from adl_monai.inferers.ensemble import mean_over_flips
+
+logger = logging.getLogger(__name__)
+
+_SMALLEST_TILE = 32  # below it a tile is mostly the border that its neighbours see better
 
 
 class TiledInferer(Inferer):
     """Pads by reflection, runs the network over overlapping tiles with Gaussian blending, crops back.
 
     A 2D network on a volume runs on each slice along the last axis. Blending is in float32 whatever the precision of
-    the network.
+    the network. Where memory runs out, it tries again with smaller tiles.
 
     Args:
         spatial_dims: Of the network: 2 or 3.
@@ -119,21 +124,36 @@ class TiledInferer(Inferer):
         image = inputs.as_subclass(Tensor).float()
         padded = pad_by_reflection(image, self.divisor)
         edges = tuple(min(edge, size) for edge, size in zip(self.tile, padded.shape[2:], strict=True))
-        denoised = sliding_window_inference(
-            padded,
-            edges,
-            self.batch_size,
-            denoise_tiles,
-            self.overlap,
-            roi_weight_map=gaussian_weights(edges, device),
-            sw_device=device,
-            device=inputs.device,
-            progress=self.progress,
-        )
+        denoised = None
+        while denoised is None:
+            try:
+                denoised = sliding_window_inference(
+                    padded,
+                    edges,
+                    self.batch_size,
+                    denoise_tiles,
+                    self.overlap,
+                    roi_weight_map=gaussian_weights(edges, device),
+                    sw_device=device,
+                    device=inputs.device,
+                    progress=self.progress,
+                )
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or edges == tuple(smaller_edge(edge, self.divisor) for edge in edges):
+                    raise
+            if denoised is None:  # outside the handler, whose traceback holds the tensors of the failed try
+                edges = tuple(smaller_edge(edge, self.divisor) for edge in edges)
+                logger.warning("not enough memory: trying again with tiles of %s", "x".join(map(str, edges)))
         assert isinstance(denoised, Tensor)
         for axis, size in enumerate(image.shape[2:], start=2):
             denoised = denoised.narrow(axis, 0, size)
         return _like(denoised, inputs)
+
+
+def smaller_edge(edge: int, divisor: int) -> int:
+    """About half of a tile's edge, a multiple of ``divisor``, and not below the smallest useful tile."""
+    smallest = -(-_SMALLEST_TILE // divisor) * divisor
+    return min(edge, max(smallest, edge // 2 // divisor * divisor))
 
 
 def gaussian_weights(edges: Sequence[int], device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adl_monai.bundle import find_bundle, inference_overrides, open_workflow, refuse_expressions
+from adl_monai.bundle import find_bundle, inference_overrides, load_weights, open_workflow, refuse_expressions
 from adl_monai.data.monai_io import VolumeReader
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
@@ -63,6 +63,7 @@ def evaluate(
     check_pairs(parsed)
     root = find_bundle(model, _spatial_dims(cases[0]) if model is None else 3)
     trusted, values = inference_overrides(root)
+    load_weights(root)  # of a shipped model too: refused here, in words
     output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for sigma in sigmas:

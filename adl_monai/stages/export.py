@@ -7,7 +7,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from adl_monai.bundle import find_bundle, inference_overrides, open_workflow, quiet_monai
+from adl_monai.bundle import find_bundle, inference_overrides, load_weights, open_workflow, quiet_monai
 from adl_monai.errors import OutputError, UsageError
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx"}
@@ -30,13 +30,7 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists; pass --overwrite to replace it, or another -o.")
     if kind == "bundle":
-        temporary = output.with_name(f".{output.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(root, temporary, ignore=shutil.ignore_patterns("__pycache__"))
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(temporary, output)
-        return output
+        return _copy_bundle(root, output)
     if kind not in SUFFIXES:
         raise UsageError(f"export kind {kind!r} is unknown; expected bundle, torchscript or onnx.")
     if output.suffix != SUFFIXES[kind]:
@@ -46,10 +40,14 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
     from monai.bundle.scripts import ckpt_export, onnx_export
 
     quiet_monai()
+    load_weights(root)  # refused here, in words
     trusted, values = inference_overrides(root)
     configs = trusted / "configs"
     spatial_dims = open_workflow(trusted, ("inference",), "infer", values).parser["network_def"]["spatial_dims"]
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose another -o.") from error
     temporary = output.with_name(f".tmp.{output.name}")
     overrides = {"network_def": values["network_def"]} if "network_def" in values else {}
     try:
@@ -63,6 +61,32 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
             **overrides,
         )
         os.replace(temporary, output)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written ({error.strerror or error}); choose another place.") from error
     finally:
         temporary.unlink(missing_ok=True)
     return output
+
+
+def _copy_bundle(root: Path, output: Path) -> Path:
+    """Copy the files of a bundle (no links: they may lead anywhere) and only then replace what is there."""
+    if root.is_relative_to(output) or output.is_relative_to(root):
+        raise OutputError(f"{output} holds the model {root} or lies in it; choose another -o.")
+    if output.exists() and not (output / "configs" / "inference.json").is_file():
+        raise OutputError(f"{output} exists and is no bundle; --overwrite replaces bundles only. Choose another -o.")
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(root, temporary, ignore=_left_out)
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(temporary, output)
+    except (OSError, shutil.Error) as error:
+        raise OutputError(f"{output} cannot be written ({error}); choose another place.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if name == "__pycache__" or (Path(folder) / name).is_symlink()}

@@ -14,13 +14,24 @@ import torch
 
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.formats import output_format
+from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
-from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, UsageError, surfacing_user_errors
+from adl_monai.errors import (
+    AdlError,
+    ModelError,
+    OutOfMemoryError,
+    UsageError,
+    is_out_of_memory,
+    surfacing_user_errors,
+)
 from adl_monai.stages.outputs import Job, plan_jobs, write_preview
 
 logger = logging.getLogger(__name__)
+
+USUAL_MM = (0.02, 20.0)
+"""Voxel edges that images of patients have, from micro-CT to thick slices; others are most likely a wrong unit."""
 
 
 class DenoiserChoice:
@@ -233,6 +244,14 @@ def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> Inferenc
     if fitting is not denoiser:
         denoiser, case = fitting, fitting.preprocessing(source)
     noisy = case["image"]
+    spacing = spacing_from_affine(noisy.affine.numpy())[: noisy.ndim - 1]
+    if min(spacing) < USUAL_MM[0] or max(spacing) > USUAL_MM[1]:
+        logger.warning(
+            "%s: voxels of %s mm; expected %g to %g mm. Check the spacing and units in its header; they are kept.",
+            job.source,
+            " x ".join(f"{edge:g}" for edge in spacing),
+            *USUAL_MM,
+        )
     if noisy.meta.get("constant_image"):
         logger.warning("%s is constant and is written unchanged", job.source)
         case["pred"] = noisy.clone()
@@ -249,14 +268,10 @@ def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> Inferenc
 def _reporting_memory(source: Path) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        # torch's CPU allocator raises a plain RuntimeError.
-        if (
-            isinstance(error, RuntimeError)
-            and "allocate memory" not in str(error)
-            and "out of memory" not in str(error)
-        ):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"not enough memory to denoise {source}; close other programs, use --device cpu, or a machine with more."
+            f"not enough memory to denoise {source}, with the smallest tiles too; close other programs, use --device "
+            "cpu, or a machine with more."
         ) from error

@@ -219,12 +219,15 @@ def _has_prefix(names: list[list[str]]) -> bool:
 def _dicom_patient(scan: Path) -> str | None:
     import pydicom
 
+    from adl_monai.data.dicom_header import discreet
+
     for file in sorted(item for item in scan.iterdir() if item.is_file()) if scan.is_dir() else [scan]:
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
+            with discreet():
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
+                patient_id = str(header.get("PatientID") or "").strip()
         except Exception:  # not DICOM, or damaged in any way: whoever reads the scan will say so
             continue
-        patient_id = str(header.get("PatientID") or "").strip()
         if patient_id:
             return f"dcm-{hashlib.sha256(patient_id.encode()).hexdigest()[:12]}"
     return None

@@ -16,7 +16,6 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 
 from adl_monai.bundle import (
-    PLAIN_KEYS,
     find_bundle,
     inference_overrides,
     load_weights,
@@ -25,7 +24,8 @@ from adl_monai.bundle import (
     shipped_bundle,
     write_bundle,
 )
-from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
+from adl_monai.bundle_values import PLAIN_KEYS, refuse_recorded_code
+from adl_monai.errors import OutOfMemoryError, OutputError, UsageError, is_out_of_memory, surfacing_user_errors
 from adl_monai.files import replacing
 from adl_monai.manifest import check_pairs, load_manifest
 
@@ -99,7 +99,9 @@ def train(
     options = _recorded_options(run_dir) if resume else Options()
     spatial_dims = spatial_dims or options.spatial_dims
     preset = preset or options.preset
-    overrides = {**options.overrides, **(overrides or {})}
+    given = dict(overrides or {})
+    refuse_recorded_code(options.overrides, given, run_dir / "options.json")
+    overrides = {**options.overrides, **given}
     parsed = load_manifest(manifest)
     if not parsed.training:
         raise UsageError(f"{manifest} has no case under 'training'; add some, or write one with adl-monai prepare.")
@@ -112,8 +114,11 @@ def train(
     check_pairs(parsed)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
+    recorded = Options(spatial_dims, preset, overrides)
     if main_process:
         _prepare_folder(run_dir, resume, overwrite)
+        if not (run_dir / "checkpoints").exists():  # killed from now on, --resume alone starts this very run
+            _record_options(run_dir, recorded)
 
     source = shipped_bundle(spatial_dims)
     values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **overrides}
@@ -127,12 +132,17 @@ def train(
             trainer, evaluator = workflow.trainer, workflow.evaluator
             if main_process:
                 # After the checkpoint handler accepted what is resumed: refused options leave no trace in the folder.
-                describe = partial(
-                    _describe_run, run_dir, source, workflow.parser, Options(spatial_dims, preset, overrides)
-                )
+                describe = partial(_describe_run, run_dir, source, workflow.parser, recorded)
                 trainer.add_event_handler(Events.STARTED, describe)
             workflow.run()
             workflow.finalize()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            "not enough memory to train; the last good checkpoint is kept. Use a smaller --batch-size, a smaller "
+            "--set cache_rate (share of the scans kept in memory), or a machine with more."
+        ) from error
     finally:
         if handler is not None:
             logging.getLogger("adl_monai").removeHandler(handler)
@@ -181,18 +191,27 @@ def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:
 
 def _describe_run(run_dir: Path, source: Path, parser: ConfigParser, options: Options) -> None:
     """Write what the run was started with, and its bundle as yet without weights."""
-    with replacing(run_dir / "options.json") as temporary:
-        temporary.write_text(json.dumps(asdict(options), indent=2, default=str) + "\n", encoding="utf-8")
+    _record_options(run_dir, options)
     plain = {key: parser[key] for key in PLAIN_KEYS if key in parser}
     write_bundle(source, run_dir / "bundle", parser["network_def"], plain)
 
 
+def _record_options(run_dir: Path, options: Options) -> None:
+    with replacing(run_dir / "options.json") as temporary:
+        temporary.write_text(json.dumps(asdict(options), indent=2, default=str) + "\n", encoding="utf-8")
+
+
 def _recorded_options(run_dir: Path) -> Options:
     path = run_dir / "options.json"
+    if not path.exists():
+        return Options()
     try:
-        return Options(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Options()
-    except (OSError, ValueError, TypeError) as error:
+        options = Options(**json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(options.overrides, dict):
+            raise TypeError("overrides is no object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read ({error}); start a new run in another folder.") from error
+    return options
 
 
 def _log_to(run_dir: Path) -> logging.Handler:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -128,3 +130,31 @@ def test_percentiles_give_each_image_its_own_scale_and_take_it_back() -> None:
         assert (tile.min().item(), tile.max().item()) == pytest.approx((0, 1), abs=1e-5)
     flat = torch.full((1, 1, 16, 16, 16), 7.0)
     torch.testing.assert_close(TiledInferer(3, 16, percentiles=(0.5, 99.5))(flat, network), flat)
+
+
+def test_smaller_tiles_where_memory_runs_out(caplog: pytest.LogCaptureFixture) -> None:
+    sizes: list[int] = []
+
+    def hungry(noisy: Tensor) -> Tensor:
+        sizes.append(noisy.shape[2])
+        if noisy.shape[2] > 40:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return noisy
+
+    image = torch.rand(1, 1, 100, 96, 30)
+    denoised = TiledInferer(3, 96, precision="fp32")(image, hungry)
+    torch.testing.assert_close(denoised, image, rtol=1e-5, atol=1e-6)
+    assert list(dict.fromkeys(sizes)) == [96, 48, 32]
+    assert "trying again with tiles of 48x48x32" in caplog.text
+
+
+def test_no_tile_is_small_enough_or_the_error_another() -> None:
+    def fail(text: str) -> Callable[[Tensor], Tensor]:
+        def network(noisy: Tensor) -> Tensor:
+            raise RuntimeError(text)
+
+        return network
+
+    for text in ("CUDA out of memory", "mat1 and mat2 shapes cannot be multiplied"):
+        with pytest.raises(RuntimeError, match=text):
+            TiledInferer(3, 64, precision="fp32")(torch.rand(1, 1, 64, 64, 64), fail(text))
