@@ -39,7 +39,7 @@ class Arrivals:
 
     def is_complete(self, series: str, missing: int = 0) -> bool:
         """Whether a series may be closed now; ``missing`` counts its refused images."""
-        now, arrival = time.monotonic(), self._arrival(series)
+        arrival, now = self._arrival(series), time.monotonic()
         arrival.associations = {association for association in arrival.associations if association.is_alive()}
         if arrival.associations and now - arrival.last < max(STALE, self.quiet_time):
             arrival.busy = now

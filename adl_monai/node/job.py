@@ -42,7 +42,11 @@ class Job:
 
     @property
     def note(self) -> dict[str, Any]:
-        """``series``: the key of the series; ``missing``: images that were refused; ``out``: its folder below --out."""
+        """What is known beside the images.
+
+        ``series``: the key of the series; ``missing``: images of it that were refused; ``out``: its folder below --out;
+        ``kills``: how often the program was killed over it.
+        """
         return dict(json.loads((self.path / "note.json").read_text(encoding="utf-8")))
 
     def add_note(self, **values: Any) -> None:

@@ -30,7 +30,7 @@ class Peer:
         host, _, rest = text.rpartition("]:") if text.startswith("[") else text.partition(":")
         port, _, aet = rest.partition(":")
         host = host.removeprefix("[")
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        if not host or not aet or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
             raise UsageError(f"{text!r} is not HOST:PORT:AET, such as localhost:4242:ORTHANC (ports are 1 to 65535).")
         return cls(host, int(port), application_entity_title(aet))
 

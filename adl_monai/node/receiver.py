@@ -103,6 +103,8 @@ class Receiver:
     def close(self) -> None:
         """Listen no more, and abort open associations: what was not answered yet, was not accepted."""
         self._server.shutdown()
+        for association in self._server.active_associations:
+            association.abort()
 
     def _on_store(self, event: Any) -> int:
         visit = self._visits.setdefault(event.assoc, _Visit())
@@ -116,6 +118,10 @@ class Receiver:
             self._count_missing(visit, self.spool.name(str(event.request.AffectedSOPInstanceUID)))
             logger.error("an image was refused (status 0xA700): the spool cannot be written (%s)", error.strerror)
             return OUT_OF_RESOURCES
+        except Exception as error:
+            self._count_missing(visit, self.spool.name(str(event.request.AffectedSOPInstanceUID)))
+            logger.error("an image was refused (status 0xC000): unexpected %s", type(error).__name__)
+            return CANNOT_UNDERSTAND
         finally:
             temporary.unlink(missing_ok=True)
 

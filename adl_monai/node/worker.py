@@ -18,6 +18,7 @@ from adl_monai.node.spool import Spool
 logger = logging.getLogger(__name__)
 
 RETRY = 60.0  # seconds after a passing fault, such as a full disk
+KILLS = 3  # after which a series is not tried again
 
 
 class Worker:
@@ -98,9 +99,13 @@ class Worker:
         self._denoise(job, note["series"], fingerprints)
 
     def _denoise(self, job: Job, series: str, fingerprints: dict[str, str]) -> None:
-        began = time.monotonic()
+        began, kills = time.monotonic(), job.note.get("kills", 0)
+        if kills >= KILLS:
+            self._fail(job, f"this program was killed {kills} times while denoising this series; is memory short?")
+            return
+        job.add_note(kills=kills + 1)  # so it stays if there is no time to take it back
         try:
-            clipped = self.denoise(job.source, job.derived)
+            clipped = self._denoise_or_take_back(job, kills)
         except Exception as error:
             known = user_error(error)
             if known is not None and self._is_passing(known):
@@ -109,11 +114,17 @@ class Worker:
             else:
                 self._fail(job, _reason(known or error, job))
             return
-        finally:
-            seconds = time.monotonic() - began
+        seconds = time.monotonic() - began
         self._write_record(series, fingerprints)
         saturated = f", {clipped} voxels saturated" if clipped else ""
         self.report(f"series {job.number}: denoised in {seconds:.1f} s{saturated}")
+
+    def _denoise_or_take_back(self, job: Job, kills: int) -> int:
+        try:
+            return self.denoise(job.source, job.derived)
+        except BaseException:  # an orderly end, by a signal or an error, is no kill
+            job.add_note(kills=kills)
+            raise
 
     def _write_record(self, series: str, fingerprints: dict[str, str]) -> None:
         write_json(self.spool.record_path(series), {"recipe": self.recipe, "images": fingerprints})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable
@@ -85,19 +86,23 @@ def listen(
         )
         denoiser = denoisers.get()  # a wrong model is an error before anyone calls
 
+        def say(line: str) -> None:
+            with contextlib.suppress(OSError):  # nobody listens any more; no reason to stop working
+                report(line)
+
         def denoise(source: Path, derived: Path) -> int:
             return denoise_job(denoisers, Job(source, derived)).clipped
 
         recipe = f"{denoiser.name} strength {strength:g} to {peer} and {out}"
         arrivals = Arrivals(quiet_time)
         receiver = Receiver(held, arrivals, aet, allow, (host, port))
-        delivery = Thread(target=Delivery(held, aet, peer, out, report).run, args=(stop,), daemon=True)
+        delivery = Thread(target=Delivery(held, aet, peer, out, say).run, args=(stop,), daemon=True)
         try:
-            report(f"listening at {receiver.address[0]}:{receiver.address[1]} as {aet}, model {denoiser.name}")
+            say(f"listening at {receiver.address[0]}:{receiver.address[1]} as {aet}, model {denoiser.name}")
             if waiting := held.count():
-                report(f"{waiting} series wait in the spool")
+                say(f"{waiting} series wait in the spool")
             delivery.start()
-            Worker(held, arrivals, denoise, recipe, report).run(stop)
+            Worker(held, arrivals, denoise, recipe, say).run(stop)
         finally:
             stop.set()
             receiver.close()

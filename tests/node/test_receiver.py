@@ -1,0 +1,186 @@
+"""The door: who may call, what is refused with which status, and that success means safe on the disk."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.uid import MPEG2MPML, JPEG2000Lossless, RLELossless
+
+from adl_monai.data.io import read_volume, write_volume
+from adl_monai.errors import UsageError
+from adl_monai.node.arrivals import Arrivals
+from adl_monai.node.receiver import Receiver, transfer_syntaxes
+from adl_monai.node.spool import Spool
+from tests.data.conftest import build_series
+from tests.dicom_network import calling, send, store
+
+Door = Callable[..., Any]
+
+
+@contextmanager
+def open_door(spool: Spool, allow: tuple[str, ...] = ()) -> Iterator[int]:
+    receiver = Receiver(spool, Arrivals(10), "ADL", allow, ("127.0.0.1", 0))
+    try:
+        yield receiver.address[1]
+    finally:
+        receiver.close()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", 2, 0)
+
+
+@pytest.fixture
+def port(spool: Spool) -> Iterator[int]:
+    with open_door(spool) as port:
+        yield port
+
+
+def stored(spool: Spool) -> list[Path]:
+    return sorted((spool.root / "incoming").rglob("*.dcm"))
+
+
+def test_images_lie_in_the_spool_as_they_were_sent(tmp_path: Path, spool: Spool, port: int) -> None:
+    paths = build_series(tmp_path / "CT", [0, 1, 2])
+    assert send(port, paths) == [0, 0, 0]
+    assert send(port, paths) == [0, 0, 0]
+    sent = {pydicom.dcmread(path).PixelData for path in paths}
+    assert {pydicom.dcmread(path).PixelData for path in stored(spool)} == sent
+    assert len(stored(spool)) == 3
+    assert not list((spool.root / "temporary").iterdir())
+
+
+def test_echo_and_who_may_call(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    with open_door(spool, allow=("CT1", "MR2")) as port:
+        with calling(port, caller="MR2") as association:
+            assert association.send_c_echo().Status == 0
+        with calling(port, caller="XX") as association:
+            assert association.is_rejected
+        with calling(port, caller="CT1", called="PACS") as association:
+            assert association.is_rejected
+    assert "calls 'ADL' as 'XX'" in caplog.text
+    assert "calls 'PACS' as 'CT1'" in caplog.text
+    with open_door(spool) as port, calling(port, caller="ANYONE") as association:
+        assert association.is_established
+
+
+def test_a_busy_port_is_a_users_error(spool: Spool, port: int) -> None:
+    with pytest.raises(UsageError, match="choose another --port"):
+        Receiver(spool, Arrivals(10), "ADL", (), ("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compressed_images_are_taken_as_they_are(spool: Spool, port: int, syntax: str, tmp_path: Path) -> None:
+    name = {RLELossless: "MR_small_RLE.dcm", JPEG2000Lossless: "MR_small_jp2klossless.dcm"}[syntax]
+    dataset = pydicom.dcmread(str(get_testdata_file(name)))
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    dataset.save_as(tmp_path / "x.dcm")
+    assert send(port, [tmp_path / "x.dcm"], syntax=syntax) == [0]
+    (path,) = stored(spool)
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+    assert np.array_equal(pydicom.dcmread(path).pixel_array, dataset.pixel_array)
+
+
+def test_syntaxes_that_nothing_here_decodes_are_not_offered() -> None:
+    assert MPEG2MPML not in transfer_syntaxes()
+    assert {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", RLELossless, JPEG2000Lossless} <= set(transfer_syntaxes())
+
+
+def test_a_full_spool_refuses_a_series_whole(
+    tmp_path: Path, spool: Spool, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool.limit = 1
+    first = build_series(tmp_path / "1", [0, 1], SeriesInstanceUID="1.2.1")
+    second = build_series(tmp_path / "2", [0, 1], SeriesInstanceUID="1.2.2")
+    assert send(port, first[:1]) == [0]
+    with calling(port) as association:
+        assert store(association, second[0]) == 0xA700
+        assert store(association, first[1]) == 0, "a series that was begun goes on"
+        spool.limit = 2
+        assert store(association, second[1]) == 0xA700, "half of it would look like a whole one"
+    assert len(spool.open_series()) == 1
+    assert send(port, second) == [0, 0]
+    assert [spool.missing(series) for series in spool.open_series()] == [0, 0]
+    assert "1 series are waiting" in caplog.text
+
+
+def test_a_full_disk(tmp_path: Path, spool: Spool, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = build_series(tmp_path / "CT", [0, 1, 2])
+    usage = shutil.disk_usage(tmp_path)
+    with calling(port) as association:
+        assert store(association, paths[0]) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+            assert store(association, paths[1]) == 0xA700
+        assert store(association, paths[2]) == 0
+    (series,) = spool.open_series()
+    assert spool.missing(series) == 1, "the series is known to be incomplete"
+    assert send(port, [paths[1]]) == [0]
+    assert spool.missing(series) == 0
+
+
+def test_a_write_error_is_no_success(
+    tmp_path: Path, spool: Spool, port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = build_series(tmp_path / "CT", [0])
+
+    def fail(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adl_monai.node.receiver.os.fsync", fail)
+    assert send(port, paths) == [0xA700]
+    monkeypatch.undo()
+    assert stored(spool) == []
+    assert not list((spool.root / "temporary").iterdir())
+    assert "No space left" in caplog.text
+
+
+def test_bad_images_are_refused_without_naming_anyone(
+    tmp_path: Path, spool: Spool, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, *rest = build_series(tmp_path / "CT", [0, 1, 2, 3], SeriesInstanceUID="1.2.777")
+    other = pydicom.dcmread(rest[0])
+    other.file_meta.MediaStorageSOPInstanceUID = "1.2.3.999"  # what is announced
+    other.save_as(rest[0])
+    no_series = pydicom.dcmread(rest[1])
+    del no_series.SeriesInstanceUID
+    no_series.save_as(rest[1])
+    whole = rest[2].read_bytes()
+    damaged = whole.index(b"CS") + 2
+    rest[2].write_bytes(whole[:damaged] + b"\xff\xff" + whole[damaged + 2 :])
+    with calling(port) as association:
+        assert store(association, good) == 0
+        assert [store(association, path) for path in rest[:2]] == [0xA900, 0xA900]
+        assert store(association, rest[2]) in (0xA900, 0xC000)
+    assert len(stored(spool)) == 1
+    assert spool.missing(spool.open_series()[0]) == 3, "one of them may be a slice of this series"
+    assert caplog.text.count("an image was refused") == 3
+    assert "SECRET" not in caplog.text
+    assert "1.2.777" not in caplog.text
+
+
+def test_our_own_results_are_not_taken(tmp_path: Path, spool: Spool, port: int) -> None:
+    source = build_series(tmp_path / "CT", [0, 1])[0].parent
+    volume = read_volume(source)
+    write_volume(tmp_path / "derived", volume.array, like=source, affine=volume.affine)
+    with calling(port) as association:
+        assert store(association, source / "000.dcm") == 0
+        assert store(association, tmp_path / "derived" / "IM_0001.dcm") == 0xA900, "or two nodes play ping-pong"
+    (series,) = spool.open_series()
+    assert spool.missing(series) == 0
+
+
+def test_pynetdicom_keeps_silent(tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        send(port, build_series(tmp_path / "CT", [0]))
+    assert not [record for record in caplog.records if record.name.startswith("pynetdicom")]
