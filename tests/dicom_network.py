@@ -34,7 +34,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 class Archive:
     """Takes CT images; each is answered with the next of ``answers``, then with success."""
 
-    def __init__(self, aet: str = "ARCHIVE") -> None:
+    def __init__(self, aet: str = "ARCHIVE", port: int = 0) -> None:
         self.answers: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.images: list[pydicom.Dataset] = []
         self.syntaxes: set[str] = set()
@@ -42,7 +42,9 @@ class Archive:
         entity = AE(ae_title=aet)
         entity.require_called_aet = True
         entity.add_supported_context(CTImageStorage, SYNTAXES)
-        self.server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)])
+        self.server = entity.start_server(
+            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
+        )
         self.port = self.server.socket.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}:{aet}"
 
@@ -56,8 +58,8 @@ class Archive:
 
 
 @contextmanager
-def archive(aet: str = "ARCHIVE") -> Iterator[Archive]:
-    peer = Archive(aet)
+def archive(aet: str = "ARCHIVE", port: int = 0) -> Iterator[Archive]:
+    peer = Archive(aet, port)
     try:
         yield peer
     finally:
@@ -85,8 +87,10 @@ def store(association: Any, path: Path) -> int:
 
 
 def send(port: int, paths: Sequence[Path], **options: Any) -> list[int]:
-    """Send files over one association; the statuses."""
+    """Send files over one association; the statuses, none if it was rejected."""
     with calling(port, **options) as association:
+        if not association.is_established:
+            return []
         return [store(association, path) for path in paths]
 
 
