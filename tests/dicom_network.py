@@ -67,10 +67,16 @@ def archive(aet: str = "ARCHIVE", port: int = 0) -> Iterator[Archive]:
 
 
 @contextmanager
-def calling(port: int, called: str = "ADL", caller: str = "SENDER", syntax: str = ExplicitVRLittleEndian) -> Iterator:
+def calling(
+    port: int,
+    called: str = "ADL",
+    caller: str = "SENDER",
+    syntax: str = ExplicitVRLittleEndian,
+    kind: str = CTImageStorage,
+) -> Iterator[Any]:
     """An association, released at the end; it may be a rejected one."""
     entity = AE(ae_title=caller)
-    entity.add_requested_context(CTImageStorage, syntax)
+    entity.add_requested_context(kind, syntax)
     entity.add_requested_context(Verification)
     association = entity.associate("127.0.0.1", port, ae_title=called)
     try:
@@ -83,7 +89,10 @@ def calling(port: int, called: str = "ADL", caller: str = "SENDER", syntax: str 
 def store(association: Any, path: Path) -> int:
     """Send a file as it is; the status, -1 where there is none."""
     _config.STORE_SEND_CHUNKED_DATASET = True
-    return int(association.send_c_store(path).get("Status", -1))
+    try:
+        return int(association.send_c_store(path).get("Status", -1))
+    except RuntimeError:  # the association ended
+        return -1
 
 
 def send(port: int, paths: Sequence[Path], **options: Any) -> list[int]:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
@@ -79,16 +78,29 @@ def test_a_busy_port_is_a_users_error(spool: Spool, port: int) -> None:
         Receiver(spool, Arrivals(10), "ADL", (), ("127.0.0.1", port))
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
-def test_compressed_images_are_taken_as_they_are(spool: Spool, port: int, syntax: str, tmp_path: Path) -> None:
-    name = {RLELossless: "MR_small_RLE.dcm", JPEG2000Lossless: "MR_small_jp2klossless.dcm"}[syntax]
-    dataset = pydicom.dcmread(str(get_testdata_file(name)))
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    dataset.save_as(tmp_path / "x.dcm")
-    assert send(port, [tmp_path / "x.dcm"], syntax=syntax) == [0]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "JPEG-lossy.dcm", "MR_small_bigendian.dcm", "image_dfl.dcm",
+        "eCT_Supplemental.dcm", "dicomdirtests/77654033/CR1/6154",
+        "dicomdirtests/98892003/MR1/4919",
+    ],
+)  # fmt: skip
+def test_images_of_many_kinds_are_taken_as_they_are(spool: Spool, port: int, name: str) -> None:
+    source = Path(str(get_testdata_file("CT_small.dcm"))).parent / name
+    source = source if source.exists() else Path(str(get_testdata_file(name)))
+    dataset = pydicom.dcmread(source)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    assert send(port, [source], syntax=syntax, kind=dataset.SOPClassUID) == [0]
     (path,) = stored(spool)
-    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
-    assert np.array_equal(pydicom.dcmread(path).pixel_array, dataset.pixel_array)
+    kept = pydicom.dcmread(path)
+    assert kept.file_meta.TransferSyntaxUID == syntax
+    assert kept.PixelData == dataset.PixelData
+
+
+def test_kinds_that_hold_no_picture_are_not_offered(port: int) -> None:
+    with calling(port, kind="1.2.840.10008.5.1.4.1.1.481.2") as association:  # RT Dose
+        assert [str(context.abstract_syntax) for context in association.accepted_contexts] == ["1.2.840.10008.1.1"]
 
 
 def test_syntaxes_that_nothing_here_decodes_are_not_offered() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from adl_monai.errors import OutputError, UsageError
-from adl_monai.node.spool import Spool, SpoolFullError
+from adl_monai.node.spool import RECORDS_KEPT, Spool, SpoolFullError
 
 
 def put(spool: Spool, series: str, image: str, content: bytes = b"image") -> str:
@@ -102,6 +104,14 @@ def test_what_a_killed_process_left_is_cleared_away(spool: Spool) -> None:
     assert not list((spool.root / "temporary").iterdir())
     assert [path.name for path in (spool.root / "jobs").iterdir()] == ["000001"]
     assert sorted(path.name for path in job.path.iterdir()) == ["note.json", "source"]
+
+
+def test_records_are_kept_for_a_while(spool: Spool) -> None:
+    for name, age in (("old", RECORDS_KEPT + 60), ("young", RECORDS_KEPT - 3600)):
+        spool.record_path(name).write_text("{}")
+        os.utime(spool.record_path(name), (time.time() - age,) * 2)
+    spool = again(spool)
+    assert [path.stem for path in (spool.root / "records").iterdir()] == ["young"]
 
 
 def test_one_process_holds_it(spool: Spool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,20 +83,30 @@ def test_a_series_goes_through_and_nothing_tells_of_the_patient(
         assert secret not in said
 
 
-def test_what_was_accepted_survives_a_kill(tmp_path: Path, model: Path, series: list[Path]) -> None:
-    port = free_port()
-    given = options(tmp_path, model, forward=f"127.0.0.1:{port}:ARCHIVE")
-    with listening(*given, "--quiet-time", 100) as node:
-        assert send(node.port, series) == [0] * 4
+def test_what_was_accepted_survives_a_kill(tmp_path: Path, model: Path) -> None:
+    port, series = free_port(), build_series(tmp_path / "CT", range(60))
+    given = options(tmp_path, model, forward=f"127.0.0.1:{port}:ARCHIVE", quiet_time=5)
+    incoming, statuses = tmp_path / "spool" / "incoming", []
+    with listening(*given) as node:
+        sender = threading.Thread(target=lambda: statuses.extend(send(node.port, series)))
+        sender.start()
+        wait_until(lambda: len(list(incoming.rglob("*.dcm"))) >= 10)
         node.end(signal.SIGKILL)
-    assert len(list((tmp_path / "spool" / "incoming").rglob("*.dcm"))) == 4
-    with listening(*given) as node:  # denoises; its peer is away
-        node.wait_for("1 series wait in the spool")
+        sender.join()
+    sent = zip(series, statuses, strict=True)
+    accepted = {pydicom.dcmread(path).SOPInstanceUID for path, status in sent if status == 0}
+    kept = {pydicom.dcmread(path).SOPInstanceUID for path in incoming.rglob("*.dcm")}
+    assert 9 <= len(accepted) < 60, "killed while it received"
+    assert accepted <= kept
+    with listening(*given) as node:  # its peer is away
+        assert send(node.port, series) == [0] * 60
+        node.wait_for("series 1: 60 images received")
         node.wait_for("series 1: not delivered .*next try in 2 s")
         node.end(signal.SIGKILL)
     derived = tmp_path / "spool" / "jobs" / "000001" / "derived"
     uids = {str(pydicom.dcmread(path).SOPInstanceUID) for path in derived.iterdir()}
     with listening(*given) as node:
+        node.wait_for("1 series wait in the spool")
         node.wait_for("series 1: not delivered")
         with archive(port=port) as peer:
             node.wait_for("series 1: sent to ARCHIVE")
@@ -103,7 +114,7 @@ def test_what_was_accepted_survives_a_kill(tmp_path: Path, model: Path, series: 
         assert "denoised" not in node.text, "that was done before"
         assert node.end(signal.SIGINT) == 130
     assert {str(image.SOPInstanceUID) for image in peer.images} == uids
-    assert len(uids) == 4
+    assert len(uids) == 60
 
 
 def test_a_full_spool_says_so(tmp_path: Path, model: Path, series: list[Path]) -> None:
