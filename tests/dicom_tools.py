@@ -20,7 +20,7 @@ PACKAGES = {
 
 
 def require_tool(name: str) -> str:
-    found = shutil.which(name)
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")  # where Orthanc is
     if found is None:
         message = f"{name} is not installed (Debian package {PACKAGES[name]})"
         if os.environ.get("CI"):

@@ -32,6 +32,7 @@ STORAGE = [
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "ContributingEquipmentSequence"]
 _IDLE = 60.0  # seconds after which a silent association is ended
 _ASSOCIATIONS = 10
+_REMEMBERED = 10_000  # series refused for want of room
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Receiver:
     ) -> None:
         self.spool, self.arrivals = spool, arrivals
         self._visits: WeakKeyDictionary[threading.Thread, _Visit] = WeakKeyDictionary()
+        self._turned_away: dict[str, set[str]] = {}
         pynetdicom = silent_pynetdicom()
         entity = pynetdicom.AE(ae_title=aet)
         entity.require_called_aet = True
@@ -149,13 +151,14 @@ class Receiver:
                 found = self.spool.store(series, image, temporary)
             except SpoolFullError:
                 visit.refused.add(series)  # all of it: half a series would look like a whole one
+                self._turn_away(series, image)
                 reason = f"{self.spool.limit} series are waiting (--max-series), no more are taken"
                 raise _RefusedError(OUT_OF_RESOURCES, reason) from None
             visit.unplaced.discard(image)
             if series not in visit.series:
                 visit.series.add(series)
-                for unplaced in visit.unplaced:
-                    self.spool.refuse(series, unplaced)
+                for absent in visit.unplaced | self._turned_away.pop(series, set()):
+                    self.spool.refuse(series, absent)
         if found == "replaced":
             logger.warning("an image came again with other contents; the later one counts")
         return SUCCESS
@@ -177,6 +180,13 @@ class Receiver:
             if item.get("Manufacturer") == TOOL:
                 raise _RefusedError(MISMATCH, "it was denoised by adl_monai already; do not send results back", False)
         return self.spool.name(str(header.SeriesInstanceUID))
+
+    def _turn_away(self, series: str, image: str) -> None:
+        """Remember it beyond the association: another one may bring the rest of the series."""
+        self.spool.refuse(series, image)
+        self._turned_away.setdefault(series, set()).add(image)
+        if len(self._turned_away) > _REMEMBERED:
+            self._turned_away.pop(next(iter(self._turned_away)))
 
     def _count_missing(self, visit: _Visit, image: str) -> None:
         """An image was refused whose series is not known: none of this association's is taken to be complete now."""

@@ -126,18 +126,31 @@ def test_a_full_spool_refuses_a_series_whole(
     assert "1 series are waiting" in caplog.text
 
 
+def test_a_series_split_over_associations_is_not_taken_by_half(tmp_path: Path, spool: Spool, port: int) -> None:
+    spool.limit = 1
+    first = build_series(tmp_path / "1", [0], SeriesInstanceUID="1.2.1")
+    second = build_series(tmp_path / "2", [0, 1, 2], SeriesInstanceUID="1.2.2")
+    assert send(port, first) == [0]
+    assert send(port, second[:1]) == [0xA700]
+    spool.limit = 2
+    assert send(port, second[1:]) == [0, 0]
+    assert spool.missing(spool.name("1.2.2")) == 1
+    assert send(port, second[:1]) == [0]
+    assert spool.missing(spool.name("1.2.2")) == 0
+
+
 def test_a_full_disk(tmp_path: Path, spool: Spool, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = build_series(tmp_path / "CT", [0, 1, 2])
     usage = shutil.disk_usage(tmp_path)
     with calling(port) as association:
-        assert store(association, paths[0]) == 0
-        with monkeypatch.context() as patch:
-            patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-            assert store(association, paths[1]) == 0xA700
-        assert store(association, paths[2]) == 0
+        for number, path in enumerate(paths):  # the first and the last are refused
+            with monkeypatch.context() as patch:
+                if number != 1:
+                    patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+                assert store(association, path) == (0 if number == 1 else 0xA700)
     (series,) = spool.open_series()
-    assert spool.missing(series) == 1, "the series is known to be incomplete"
-    assert send(port, [paths[1]]) == [0]
+    assert spool.missing(series) == 2, "the series is known to be incomplete"
+    assert send(port, paths) == [0, 0, 0]
     assert spool.missing(series) == 0
 
 
