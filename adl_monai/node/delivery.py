@@ -47,13 +47,14 @@ class Delivery:
 
     def try_to_deliver(self, job: Job, stop: Event) -> bool:
         """One try; True if the series is delivered and gone from the spool."""
+        sent = ""
         try:
             if self.out is not None:
                 self._write(job, self.out)
             if self.peer is not None:
                 files = sorted(job.derived.glob("*.dcm"))
                 send(self.peer, self.aet, files, stop)
-                self.report(f"series {job.number}: sent to {self.peer} ({len(files)} images)")
+                sent = f"series {job.number}: sent to {self.peer} ({len(files)} images)"
             self.spool.finish(job)
         except Exception as error:  # whatever it is, the series stays and is tried again
             if stop.is_set():
@@ -67,6 +68,8 @@ class Delivery:
             )  # fmt: skip
             return False
         self._tries.pop(job.number, None)
+        if sent:
+            self.report(sent)
         return True
 
     def _write(self, job: Job, out: Path) -> None:

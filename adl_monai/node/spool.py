@@ -161,7 +161,9 @@ class Spool:
         return self.root / "records" / f"{series}.json"
 
     def release(self) -> None:
-        """Let another process have the spool."""
+        """Let another process have the spool, without what was being received or removed."""
+        for path in (self.root / "temporary").iterdir():
+            remove(path)
         if self._held is not None:
             os.close(self._held)
             self._held = None

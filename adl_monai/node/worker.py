@@ -86,8 +86,8 @@ class Worker:
             return
         fingerprints, record = job.fingerprints(), self._record(note["series"])
         if fingerprints.items() <= record.items():
-            self.report(f"series {job.number}: came again and was denoised before; dropped")
             self.spool.finish(job)
+            self.report(f"series {job.number}: came again and was denoised before; dropped")
             return
         if record.keys() - fingerprints.keys():
             self._fail(

@@ -26,7 +26,8 @@ def spool(tmp_path: Path) -> Spool:
 
 def again(spool: Spool) -> Spool:
     """As after a crash."""
-    spool.release()
+    assert spool._held is not None
+    os.close(spool._held)
     return Spool(spool.root, spool.limit, spool.reserve)
 
 
@@ -112,6 +113,12 @@ def test_records_are_kept_for_a_while(spool: Spool) -> None:
         os.utime(spool.record_path(name), (time.time() - age,) * 2)
     spool = again(spool)
     assert [path.stem for path in (spool.root / "records").iterdir()] == ["young"]
+
+
+def test_an_orderly_end_leaves_nothing_half_removed(spool: Spool) -> None:
+    (spool.root / "temporary" / "000005" / "source").mkdir(parents=True)
+    spool.release()
+    assert not list((spool.root / "temporary").iterdir())
 
 
 def test_one_process_holds_it(spool: Spool) -> None:
