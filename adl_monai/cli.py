@@ -230,6 +230,55 @@ def export(context: dict[str, Any], model: Path, **options: Any) -> None:
 
 
 @cli.command()
+@click.option(
+    "--port", type=click.IntRange(0, 65535), required=True, metavar="N", help="To listen at; 0 takes a free one."
+)
+@click.option("--aet", required=True, metavar="TITLE", help="Our AE title; calls to another one are rejected.")
+@click.option("--forward", metavar="HOST:PORT:AET", help="Send derived series there.")
+@click.option("--out", type=PATH, metavar="DIR", help="Write derived series there: series_000001, ...")
+@click.option("--allow", multiple=True, metavar="AET", help="Who may call; repeatable.  [default: anyone]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Interface to listen at; 0.0.0.0 for all.")
+@click.option(
+    "--spool",
+    type=PATH,
+    default=Path("adl_monai_spool"),
+    show_default=True,
+    metavar="DIR",
+    help="What was received and is not delivered yet.",
+)
+@MODEL
+@DEVICE
+@PRECISION
+@click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 input, 1 denoised.")
+@click.option(
+    "--quiet-time",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A series is complete so long after its last image and its association.",
+)
+@click.option("--max-series", type=click.IntRange(1), default=32, show_default=True, help="In the spool, at most.")
+@click.option(
+    "--min-free", type=click.IntRange(0), default=1024, show_default=True, metavar="MB", help="Disk to leave free."
+)
+@click.pass_obj
+def listen(settings: dict[str, Any], **options: Any) -> None:
+    """Be a DICOM node: receive series by C-STORE, denoise them, and send or write the derived series.
+
+    \b
+    adl-monai listen --port 11112 --aet ADL --forward localhost:4242:ORTHANC
+    adl-monai listen --port 11112 --aet ADL --out denoised/ --host 0.0.0.0 --allow CT1 --allow MR2
+
+    DICOM has no passwords: where no --allow is given, any caller that reaches the port may send, and AE titles are
+    easily guessed. The spool holds patients' data until these are delivered. Ends with Ctrl-C or SIGTERM.
+    """
+    from adl_monai.stages.listen import listen as run
+
+    run(**options, report=(lambda line: None) if settings["quiet"] else click.echo)
+
+
+@cli.command()
 def info() -> None:
     """Print versions, devices and the models at hand."""
     from adl_monai.stages.info import info as run

@@ -1,4 +1,4 @@
-"""The judges of DICOM files: dicom3tools' validators and dcmtk's reader.
+"""The judges of DICOM files: dicom3tools' validators and dcmtk's reader; and their servers.
 
 A test that needs one is skipped where it is not installed, except in continuous integration (the variable CI is set).
 """
@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = {"dciodvfy": "dicom3tools", "dcentvfy": "dicom3tools", "dcmdump": "dcmtk", "dcmconv": "dcmtk"}
+PACKAGES = {
+    "dciodvfy": "dicom3tools", "dcentvfy": "dicom3tools", "dcmdump": "dcmtk", "dcmconv": "dcmtk", "storescu": "dcmtk",
+    "echoscu": "dcmtk", "Orthanc": "orthanc",
+}  # fmt: skip
 
 
 def require_tool(name: str) -> str:
-    found = shutil.which(name)
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")  # where Orthanc is
     if found is None:
         message = f"{name} is not installed (Debian package {PACKAGES[name]})"
         if os.environ.get("CI"):

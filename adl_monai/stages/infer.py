@@ -141,8 +141,7 @@ def infer(
     failures: list[AdlError] = []
     for job in jobs:
         try:
-            with surfacing_user_errors(), _reporting_memory(job.source):
-                result = _denoise_job(denoisers, job, preview)
+            result = denoise_job(denoisers, job, preview)
         except AdlError as error:
             if len(jobs) == 1:
                 raise
@@ -234,6 +233,16 @@ def denoise(
     if strength != 1:
         denoised = normalized + strength * (denoised - normalized)
     return np.asarray(denormalize(denoised, offset, scale)[0])
+
+
+def denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool = False) -> InferenceResult:
+    """Denoise one scan and write the result.
+
+    Raises:
+        AdlError: If the scan cannot be read, denoised or written.
+    """
+    with surfacing_user_errors(), _reporting_memory(job.source):
+        return _denoise_job(denoisers, job, preview)
 
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:

@@ -1,0 +1,210 @@
+"""The receiving side: answers C-ECHO, and C-STORE with success only once the image is safe in the spool."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from pydicom.pixels import get_decoder
+from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+
+from adl_monai.data.derivation import TOOL
+from adl_monai.data.dicom_parse import discreet, parse
+from adl_monai.errors import UsageError
+from adl_monai.node.arrivals import Arrivals
+from adl_monai.node.network import silent_pynetdicom
+from adl_monai.node.spool import Spool, SpoolFullError
+
+logger = logging.getLogger(__name__)
+
+SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
+STORAGE = [
+    "CTImageStorage", "EnhancedCTImageStorage", "LegacyConvertedEnhancedCTImageStorage", "MRImageStorage",
+    "EnhancedMRImageStorage", "LegacyConvertedEnhancedMRImageStorage", "PositronEmissionTomographyImageStorage",
+    "EnhancedPETImageStorage", "LegacyConvertedEnhancedPETImageStorage", "ComputedRadiographyImageStorage",
+    "DigitalXRayImageStorageForPresentation", "DigitalXRayImageStorageForProcessing", "SecondaryCaptureImageStorage",
+]  # fmt: skip
+_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "ContributingEquipmentSequence"]
+_IDLE = 60.0  # seconds after which a silent association is ended
+_ASSOCIATIONS = 10
+_REMEMBERED = 10_000  # series refused for want of room
+
+
+@dataclass
+class _Visit:
+    """What one association brought: the series, those refused for want of room, and images whose series is unknown."""
+
+    series: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    unplaced: set[str] = field(default_factory=set)
+
+
+class _RefusedError(Exception):
+    """``needed``: whether its series would be incomplete without the image."""
+
+    def __init__(self, status: int, reason: str, needed: bool = True) -> None:
+        super().__init__(reason)
+        self.status, self.needed = status, needed
+
+
+def transfer_syntaxes() -> list[str]:
+    """Those that can be decoded here: a sender that is refused one may offer another."""
+    plain = (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+    return [str(syntax) for syntax in AllTransferSyntaxes if syntax in plain or _is_decoded(syntax)]
+
+
+class Receiver:
+    """Takes images into a spool.
+
+    Args:
+        spool: Where they go.
+        arrivals: Is told of them.
+        aet: Our AE title; associations that call another are rejected.
+        allow: AE titles that may call; none given lets any call.
+        address: Host and port to listen at; port 0 takes a free one.
+
+    Raises:
+        UsageError: If pynetdicom is missing, or the address cannot be listened at.
+    """
+
+    def __init__(
+        self, spool: Spool, arrivals: Arrivals, aet: str, allow: tuple[str, ...], address: tuple[str, int]
+    ) -> None:
+        self.spool, self.arrivals = spool, arrivals
+        self._visits: WeakKeyDictionary[threading.Thread, _Visit] = WeakKeyDictionary()
+        self._turned_away: dict[str, set[str]] = {}
+        pynetdicom = silent_pynetdicom()
+        entity = pynetdicom.AE(ae_title=aet)
+        entity.require_called_aet = True
+        entity.require_calling_aet = list(allow)
+        entity.maximum_associations = _ASSOCIATIONS
+        entity.network_timeout = _IDLE
+        entity.add_supported_context(pynetdicom.sop_class.Verification)
+        for name in STORAGE:
+            entity.add_supported_context(getattr(pynetdicom.sop_class, name), transfer_syntaxes())
+        handlers = [(pynetdicom.evt.EVT_C_STORE, self._on_store), (pynetdicom.evt.EVT_REJECTED, _on_rejected)]
+        try:
+            self._server = entity.start_server(address, block=False, evt_handlers=handlers)
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen at {address[0]}:{address[1]} ({error.strerror or error}); choose another --port or "
+                "--host."
+            ) from error
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port it listens at."""
+        host, port = self._server.socket.getsockname()[:2]
+        return str(host), int(port)
+
+    def close(self) -> None:
+        """Listen no more, and abort open associations: what was not answered yet, was not accepted."""
+        self._server.shutdown()
+        for association in self._server.active_associations:
+            association.abort()
+
+    def _on_store(self, event: Any) -> int:
+        visit = self._visits.setdefault(event.assoc, _Visit())
+        temporary = self.spool.temporary()
+        try:
+            return self._store(event, visit, temporary)
+        except _RefusedError as refused:
+            logger.warning("an image was refused (status 0x%04X): %s", refused.status, refused)
+            return refused.status
+        except OSError as error:
+            self._count_missing(visit, self.spool.name(str(event.request.AffectedSOPInstanceUID)))
+            logger.error("an image was refused (status 0xA700): the spool cannot be written (%s)", error.strerror)
+            return OUT_OF_RESOURCES
+        except Exception as error:
+            self._count_missing(visit, self.spool.name(str(event.request.AffectedSOPInstanceUID)))
+            logger.error("an image was refused (status 0xC000): unexpected %s", type(error).__name__)
+            return CANNOT_UNDERSTAND
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _store(self, event: Any, visit: _Visit, temporary: Path) -> int:
+        data, uid = event.encoded_dataset(), str(event.request.AffectedSOPInstanceUID)
+        image = self.spool.name(uid)
+        if not self.spool.has_room(len(data)):
+            self._count_missing(visit, image)
+            raise _RefusedError(OUT_OF_RESOURCES, "the disk is nearly full; make room on it")
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            series = self._identify(temporary, uid, str(event.request.AffectedSOPClassUID))
+        except _RefusedError as refused:
+            if refused.needed:
+                self._count_missing(visit, image)
+            raise
+        with self.spool.lock:
+            try:
+                if series in visit.refused:
+                    raise SpoolFullError
+                self.arrivals.note(series, event.assoc)
+                found = self.spool.store(series, image, temporary)
+            except SpoolFullError:
+                visit.refused.add(series)  # all of it: half a series would look like a whole one
+                self._turn_away(series, image)
+                reason = f"{self.spool.limit} series are waiting (--max-series), no more are taken"
+                raise _RefusedError(OUT_OF_RESOURCES, reason) from None
+            visit.unplaced.discard(image)
+            if series not in visit.series:
+                visit.series.add(series)
+                for absent in visit.unplaced | self._turned_away.pop(series, set()):
+                    self.spool.refuse(series, absent)
+        if found == "replaced":
+            logger.warning("an image came again with other contents; the later one counts")
+        return SUCCESS
+
+    def _identify(self, path: Path, uid: str, kind: str) -> str:
+        """The spool's name for the series of an image."""
+        try:
+            with discreet():
+                header = parse(path, pixels=False, tags=_TAGS)
+        except Exception as error:  # of nearly any kind, and its text may quote the data
+            raise _RefusedError(CANNOT_UNDERSTAND, f"its header is damaged ({type(error).__name__})") from None
+        if header is None:
+            raise _RefusedError(MISMATCH, "it is not an image")
+        if str(header.get("SOPInstanceUID")) != uid or str(header.get("SOPClassUID")) != kind:
+            raise _RefusedError(MISMATCH, "its SOP class or instance UID is not the one that was announced")
+        if not header.get("SeriesInstanceUID"):
+            raise _RefusedError(MISMATCH, "it has no SeriesInstanceUID")
+        for item in header.get("ContributingEquipmentSequence") or []:
+            if item.get("Manufacturer") == TOOL:
+                raise _RefusedError(MISMATCH, "it was denoised by adl_monai already; do not send results back", False)
+        return self.spool.name(str(header.SeriesInstanceUID))
+
+    def _turn_away(self, series: str, image: str) -> None:
+        """Remember it beyond the association: another one may bring the rest of the series."""
+        self.spool.refuse(series, image)
+        self._turned_away.setdefault(series, set()).add(image)
+        if len(self._turned_away) > _REMEMBERED:
+            self._turned_away.pop(next(iter(self._turned_away)))
+
+    def _count_missing(self, visit: _Visit, image: str) -> None:
+        """An image was refused whose series is not known: none of this association's is taken to be complete now."""
+        visit.unplaced.add(image)
+        for series in visit.series:
+            self.spool.refuse(series, image)
+
+
+def _is_decoded(syntax: Any) -> bool:
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _on_rejected(event: Any) -> None:
+    caller = event.assoc.requestor
+    logger.warning(
+        "an association from %s was rejected: it calls %r as %r; see --aet and --allow",
+        caller.address, caller.primitive.called_ae_title, caller.ae_title,
+    )  # fmt: skip
