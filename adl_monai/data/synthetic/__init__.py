@@ -1,4 +1,4 @@
-"""Synthetic images and volumes: clean ones of endless supply, without a licence, a download or a patient.
+"""Synthetic images and volumes: clean ones of endless supply, without a download or a patient, free to use.
 
 For training the shipped models, for tests, demonstrations and benchmarks. Every kind is a function of a shape and a
 random generator in a file of its own idea.
@@ -15,7 +15,9 @@ import numpy as np
 
 from adl_monai.data.synthetic.fields import clouds, layers
 from adl_monai.data.synthetic.leaves import dead_leaves
+from adl_monai.data.synthetic.photographs import photo
 from adl_monai.data.synthetic.scan import scan
+from adl_monai.data.synthetic.textures import textures
 from adl_monai.data.synthetic.tissue import tissue
 from adl_monai.data.volume import Volume
 from adl_monai.errors import UsageError
@@ -30,7 +32,9 @@ KINDS: dict[str, Callable[[tuple[int, ...], np.random.Generator], np.ndarray]] =
     "clouds": clouds,
     "layers": layers,
     "scan": scan,
+    "textures": textures,
     "tissue": tissue,
+    "photo": photo,
 }
 
 
@@ -40,15 +44,16 @@ def synthetic_volume(shape: Sequence[int], seed: int, kind: str = "leaves") -> n
     Args:
         shape: (H, W) or (H, W, D).
         seed: >= 0.
-        kind: ``leaves``, ``clouds``, ``layers``, ``scan`` (all of them in one made-up scan) or ``tissue`` (a head of
-            random contrast; needs nilearn).
+        kind: ``leaves``, ``clouds``, ``layers``, ``scan`` (all of them in one made-up scan), ``textures`` (leaves with
+            stripes, weaves and grain), ``tissue`` (a head of random contrast; needs nilearn) or ``photo`` (a crop of a
+            photograph, 2D only; needs scikit-image).
 
     Returns:
         float32 array of ``shape`` in [0, 1].
 
     Raises:
-        UsageError: For an unknown kind, a shape that is neither 2D nor 3D, empty or beyond 512³ voxels, or a negative
-            seed.
+        UsageError: For an unknown kind, a shape that is neither 2D nor 3D, empty or beyond 512³ voxels, a volume of a
+            kind that has images only, a package that the kind needs and that is missing, or a negative seed.
     """
     size = tuple(int(length) for length in shape)
     if len(size) not in (2, 3) or min(size) < 1 or math.prod(size) > MAX_VOXELS:

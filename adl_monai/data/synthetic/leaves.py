@@ -8,6 +8,7 @@ ellipsoids and boxes on a dark background, flat, shaded or textured inside.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,13 +28,76 @@ def dead_leaves(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     largest = max(2 * SMALLEST_RADIUS, max(shape) / 3)
     still_to_paint = rng.uniform(0.7, 1.5) * math.prod(shape)
     for _ in range(MAX_LEAVES):
-        # The inverse of the law's distribution function, at a uniform number.
-        share = rng.uniform()
-        radius = ((1 - share) * SMALLEST_RADIUS**-2 + share * largest**-2) ** -0.5
+        radius = power_law_radius(SMALLEST_RADIUS, largest, rng)
         still_to_paint -= _paint_leaf(image, texture, radius, rng)
         if still_to_paint <= 0:
             break
     return np.clip(image, 0.0, 1.0, out=image)
+
+
+class Leaf(NamedTuple):
+    """The part of an image that one leaf may cover."""
+
+    box: tuple[slice, ...]  # its bounding box in the image
+    offsets: list[np.ndarray]  # voxels from its centre, one open-grid array per axis of the image
+    own: list[np.ndarray]  # coordinates along its own axes, in units of its semi-axes
+    cover: np.ndarray  # 0 outside, 1 inside, a ramp between
+
+
+def power_law_radius(smallest: float, largest: float, rng: np.random.Generator) -> float:
+    """A radius in voxels from the law r^-3: the inverse of its distribution function, at a uniform number."""
+    share = rng.uniform()
+    return float(((1 - share) * smallest**-2 + share * largest**-2) ** -0.5)
+
+
+def place_leaf(
+    shape: tuple[int, ...],
+    centre: np.ndarray,
+    semi_axes: np.ndarray,
+    rotation: np.ndarray,
+    edge_width: float,
+    order: float,
+) -> Leaf | None:
+    """A superellipsoid: the voxels within 1 of its centre in the ``order``-norm of its own coordinates.
+
+    Args:
+        shape: Of the image, (H, W) or (H, W, D).
+        centre: In voxels.
+        semi_axes: In voxels.
+        rotation: Orthogonal, its columns the leaf's own axes.
+        edge_width: Of the soft edge, in voxels.
+        order: >= 1: 1 is a rhombus, 2 an ellipsoid, infinity a box.
+
+    Returns:
+        None where the leaf lies outside the image.
+    """
+    dims = len(shape)
+    grown = semi_axes * (1 + 0.5 * edge_width / semi_axes.min())
+    # The farthest point along an axis of the image is given by the dual norm.
+    dual = math.inf if order == 1 else 1 / (1 - 1 / order)
+    reach = _norm(list(np.abs(rotation * grown).T), dual)
+    start = np.maximum(np.floor(centre - reach), 0).astype(int)
+    stop = np.minimum(np.ceil(centre + reach) + 1, shape).astype(int)
+    if not (stop > start).all():
+        return None
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    offsets = [axis - c for axis, c in zip(np.ogrid[box], centre, strict=True)]
+    own = [sum(offsets[i] * rotation[i, k] for i in range(dims)) / semi_axes[k] for k in range(dims)]
+    cover = np.clip(0.5 + (1 - _norm(own, order)) * semi_axes.min() / edge_width, 0, 1)
+    return Leaf(box, offsets, own, cover)
+
+
+def cut_from_tile(tile: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """What a periodic tile holds in a box of the image that it is laid out over."""
+    return tile[np.ix_(*(np.arange(side.start, side.stop) % n for side, n in zip(box, tile.shape, strict=True)))]
+
+
+def _norm(parts: list[np.ndarray], order: float) -> np.ndarray:
+    if order == math.inf:
+        return np.maximum.reduce([np.abs(part) for part in parts])
+    if order == 2:
+        return np.sqrt(sum(part * part for part in parts))
+    return sum(np.abs(part) ** order for part in parts) ** (1 / order)
 
 
 def _paint_leaf(image: np.ndarray, texture: np.ndarray, radius: float, rng: np.random.Generator) -> float:
@@ -46,24 +110,14 @@ def _paint_leaf(image: np.ndarray, texture: np.ndarray, radius: float, rng: np.r
     edge_width = rng.uniform(0.5, 2.0)
     level, contrast, interior = rng.uniform(0.15, 0.95), rng.uniform(0.03, 0.15), rng.integers(3)
 
-    grown = semi_axes * (1 + 0.5 * edge_width / semi_axes.min())
-    reach = np.abs(rotation * grown).sum(axis=1) if is_box else np.sqrt(((rotation * grown) ** 2).sum(axis=1))
-    start = np.maximum(np.floor(centre - reach), 0).astype(int)
-    stop = np.minimum(np.ceil(centre + reach) + 1, image.shape).astype(int)
-    if (stop > start).all():
-        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        offsets = [axis - c for axis, c in zip(np.ogrid[box], centre, strict=True)]
-        # Coordinates along the leaf's own axes, in units of its semi-axes.
-        own = [sum(offsets[i] * rotation[i, k] for i in range(dims)) / semi_axes[k] for k in range(dims)]
-        distance = np.maximum.reduce([np.abs(u) for u in own]) if is_box else np.sqrt(sum(u * u for u in own))
-        cover = np.clip(0.5 + (1 - distance) * semi_axes.min() / edge_width, 0, 1)
+    leaf = place_leaf(image.shape, centre, semi_axes, rotation, edge_width, math.inf if is_box else 2)
+    if leaf is not None:
         fill: np.ndarray | float = level
         if interior == 1:
-            fill = level + contrast * np.clip(own[0], -1, 1)
+            fill = level + contrast * np.clip(leaf.own[0], -1, 1)
         elif interior == 2:
-            wrapped = np.ix_(*(np.arange(a, b) % n for a, b, n in zip(start, stop, texture.shape, strict=True)))
-            fill = level + contrast * texture[wrapped]
-        image[box] += cover * (fill - image[box])
+            fill = level + contrast * cut_from_tile(texture, leaf.box)
+        image[leaf.box] += leaf.cover * (fill - image[leaf.box])
     return float(np.prod(2 * semi_axes)) * (1.0 if is_box else (math.pi / 4 if dims == 2 else math.pi / 6))
 
 
