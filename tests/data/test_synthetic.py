@@ -30,6 +30,8 @@ def test_volume_does_not_change_between_runs():
     volume = synthetic_volume((24, 20, 16), seed=3).astype(np.float64)
     assert (volume.mean(), (volume**2).mean()) == pytest.approx((0.2823018, 0.1551117), abs=1e-6)
     assert (volume[12, 10, 8], volume[20, 15, 2]) == pytest.approx((0.2709469, 0.0962961), abs=1e-6)
+    image = synthetic_volume((64, 48), seed=3).astype(np.float64)
+    assert (image.mean(), (image**2).mean()) == pytest.approx((0.3178545, 0.1900659), abs=1e-6)
 
 
 def test_there_is_background_and_there_are_edges_and_flat_regions():
@@ -87,7 +89,7 @@ def test_bad_arguments_are_refused():
         synthetic_volume((8,), seed=1)
 
 
-EVERYWHERE = pytest.mark.parametrize("kind", ["leaves", "clouds", "layers", "scan"])
+EVERYWHERE = pytest.mark.parametrize("kind", ["leaves", "clouds", "layers", "scan", "textures"])
 
 
 @EVERYWHERE

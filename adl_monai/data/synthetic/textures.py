@@ -1,7 +1,7 @@
 """Dead leaves with rich insides: stripes, weaves and checks, grain, fur and pebbles of all finenesses.
 
-After VibrantLeaves (Achddou, Gousseau, Ladjal and Süsstrunk, arXiv 2504.10201): plain dead leaves teach a denoiser edges and flat
-regions, but it then takes the fine texture of photographs for noise.
+After VibrantLeaves (Achddou, Gousseau, Ladjal and Süsstrunk, arXiv 2504.10201). Plain dead leaves teach a denoiser
+edges and flat regions; it then takes the fine texture of photographs for noise.
 """
 
 from __future__ import annotations
@@ -89,22 +89,34 @@ def _fill(leaf: Leaf, tiles: list[np.ndarray], folds: np.ndarray, rng: np.random
     bend = folds[leaf.box] if rng.uniform() < 0.6 else None
     dims = len(leaf.box)
     first, second = np.linalg.qr(rng.normal(size=(dims, dims)))[0][:2]
-    stripes = _stripes(leaf, first, bend, rng)
+    lines = stripes(leaf.offsets, first, bend, rng)
     if pattern == "weave":
         if rng.uniform() < 0.5:
             second = second + rng.uniform(-1, 1) * first
-        stripes = _weave(stripes, _stripes(leaf, second / np.linalg.norm(second), bend, rng), rng)
-    return base + np.float32(contrast) * stripes
+        lines = _weave(lines, stripes(leaf.offsets, second / np.linalg.norm(second), bend, rng), rng)
+    return base + np.float32(contrast) * lines
 
 
-def _stripes(leaf: Leaf, direction: np.ndarray, bend: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """Parallel stripes of random fineness, between sine and square, straight or bent like cloth; in [-1, 1]."""
+def stripes(
+    offsets: list[np.ndarray], direction: np.ndarray, bend: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
+    """Parallel stripes of random fineness, between sine and square.
+
+    Args:
+        offsets: Coordinates in voxels, one open-grid array per axis.
+        direction: Unit vector across the stripes.
+        bend: A field of standard deviation 1 that moves the stripes as folds move those of a cloth; None: straight.
+        rng: Source of the randomness.
+
+    Returns:
+        float32 in [-1, 1], of a wavelength between 2.5 and 16 voxels.
+    """
     length = math.exp(rng.uniform(math.log(SHORTEST_WAVE), math.log(LONGEST_WAVE)))
     phase: np.ndarray = np.full((1,) * len(direction), rng.uniform(0, 2 * math.pi), dtype=np.float32)
-    for part, offset in zip(direction, leaf.offsets, strict=True):
+    for part, offset in zip(direction, offsets, strict=True):
         phase = phase + np.float32(2 * math.pi / length * part) * offset.astype(np.float32)
     if bend is not None:
-        # Fine stripes are bent less, else some would come finer than a voxel can show.
+        # By a share of the wavelength: fine stripes are bent less, else some would get too fine for the voxels.
         phase = phase + np.float32(2 * math.pi * rng.uniform(-0.4, 0.4)) * bend
     # An edge takes a voxel at least: a sharper one would alias.
     sharpness = rng.uniform(1.0, max(1.0, length / math.pi))
@@ -126,7 +138,7 @@ def _texture_tile(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     """A periodic tile of 1/f noise of random exponent and direction, bent to ridges, pebbles or sparks.
 
     Returns:
-        float32 of mean 0, standard deviation 1/2 and at most ±1.5.
+        float32 of mean 0 and standard deviation 1/2, what exceeds ±1.5 cut off.
     """
     dims = len(shape)
     tile = tuple(min(length, TILE_2D if dims == 2 else TILE_3D) for length in shape)
