@@ -72,7 +72,7 @@ def test_photographs_are_clean_where_they_are_smooth():
 
 
 def test_photographs_refuse_volumes_and_say_what_they_need(monkeypatch):
-    with pytest.raises(UsageError, match="8x8x8.*HxW"):
+    with pytest.raises(UsageError, match=r"8x8x8.*HxW"):
         synthetic_volume((8, 8, 8), seed=0, kind="photo")
     monkeypatch.setitem(sys.modules, "skimage", None)  # as if it were not installed
     _pixels.cache_clear()

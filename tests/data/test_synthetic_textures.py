@@ -5,7 +5,7 @@ import pytest
 
 from adl_monai.data.synthetic import synthetic_volume
 from adl_monai.data.synthetic.leaves import place_leaf
-from adl_monai.data.synthetic.textures import stripes, wave
+from adl_monai.data.synthetic.textures import stripes, texture_tile, wave
 
 
 @pytest.mark.parametrize("order, area", [(1, 2.0), (1.5, None), (2, math.pi), (4, None), (math.inf, 4.0)])
@@ -80,3 +80,22 @@ def test_textures_have_the_spectrum_of_photographs():
         return np.log10(levels / levels[0])
 
     assert np.abs(spectrum("textures") - spectrum("photo")).max() < 0.3
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (64, 64, 64)])
+def test_grain_is_coarser_than_noise(shape):
+    """White noise has an eighth (2D) or a thirtieth (3D) of its power below 0.2 cycles per voxel, grain most of it."""
+    shares, finest = [], []
+    for seed in range(12):
+        tile = texture_tile(shape, np.random.default_rng(seed))
+        assert tile.dtype == np.float32
+        assert np.abs(tile).max() <= 1.5
+        assert (tile.mean(), tile.std()) == pytest.approx((0, 0.5), abs=0.12)
+        axes = np.meshgrid(*[np.fft.fftfreq(length) for length in tile.shape], indexing="ij", sparse=True)
+        frequency = np.sqrt(sum(axis**2 for axis in axes))
+        power = np.abs(np.fft.fftn(tile - tile.mean())) ** 2
+        shares.append(power[frequency < 0.2].sum() / power.sum())
+        finest.append(power[frequency > 0.4].sum() / power.sum())
+    assert min(shares) > 0.5
+    assert np.mean(shares) > 0.75
+    assert max(finest) < 0.1

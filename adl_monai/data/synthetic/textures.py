@@ -30,7 +30,7 @@ def textures(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     Returns:
         float32 in [0, 1].
     """
-    tiles = [_texture_tile(shape, rng) for _ in range(TILES)]
+    tiles = [texture_tile(shape, rng) for _ in range(TILES)]
     folds = smooth_field(shape, rng, FOLD)
     whole = Leaf(
         box=tuple(slice(0, length) for length in shape),
@@ -134,8 +134,12 @@ def _weave(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> n
             return (first + second) / 2
 
 
-def _texture_tile(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def texture_tile(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """A periodic tile of 1/f noise of random exponent and direction, bent to ridges, pebbles or sparks.
+
+    Args:
+        shape: Of the image, (H, W) or (H, W, D); the tile is no larger.
+        rng: Source of the randomness.
 
     Returns:
         float32 of mean 0 and standard deviation 1/2, what exceeds ±1.5 cut off.
