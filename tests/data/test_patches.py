@@ -142,6 +142,23 @@ def test_uncached_cases_give_the_same_patches():
             assert same(cached[index], uncached[index])
 
 
+def test_cases_on_a_disk_give_the_same_patches(tmp_path):
+    cached, on_disk = dataset(cases=3, patches=7), dataset(cases=3, patches=7, cache_dir=tmp_path)
+    assert sorted(on_disk.transform.transforms[0].reads) == [0, 1, 2]
+    again = dataset(cases=3, patches=7, cache_dir=tmp_path)
+    for epoch in (0, 1):
+        for patches in (cached, on_disk, again):
+            patches.set_epoch(epoch)
+        for index in range(7):
+            assert same(cached[index], on_disk[index])
+            assert same(cached[index], again[index])
+    for one, other in zip(
+        DataLoader(cached, batch_size=4), DataLoader(again, batch_size=4, num_workers=2), strict=True
+    ):
+        assert same(one, other)
+    assert again.transform.transforms[0].reads == []
+
+
 def test_nested_compose_is_cached_too():
     data = [{"name": 0}]
     nested = PatchDataset(data, Compose([Compose(deterministic()), *randomised()]), 4)
