@@ -72,9 +72,12 @@ class DiskCache(Sequence[dict[str, Any]]):
             _remove_abandoned(self.folder)
         except OSError as error:
             raise self._unwritable(error) from error
-        start = os.getpid() % max(1, len(data))  # processes that start together begin at different cases
-        for index in (*range(start, len(data)), *range(start)):
-            if read_entry(self.folder / self._names[index]) is None:
+        missing = [index for index, name in enumerate(self._names) if read_entry(self.folder / name) is None]
+        if missing:
+            logger.info("preparing %d of %d cases for the cache %s", len(missing), len(data), self.folder)
+        start = os.getpid() % max(1, len(missing))  # processes that start together begin at different cases
+        for index in missing[start:] + missing[:start]:
+            if read_entry(self.folder / self._names[index]) is None:  # no other has been quicker
                 self._prepare(index)
 
     def __len__(self) -> int:
