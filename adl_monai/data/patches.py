@@ -72,16 +72,23 @@ class PatchDataset(CacheDataset):
         # The same cut as CacheDataset makes when it fills its cache.
         first = chain.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
         self._first_random = len(chain.transforms) if first is None else first
+        self._cache_dir = cache_dir
+        self._disk: DiskCache | None = None
         super().__init__(
             data=data,
             transform=chain,
-            cache_num=0 if cache_dir else cache_num,
+            cache_num=cache_num if cache_dir is None else 0,
             cache_rate=cache_rate,
             num_workers=num_workers,
             progress=progress,
             copy_cache=False,
         )
-        self._disk = DiskCache(cache_dir, data, Compose(chain.transforms[: self._first_random])) if cache_dir else None
+
+    def set_data(self, data: Sequence[Any]) -> None:
+        """Take other cases, and prepare them; as in ``CacheDataset``."""
+        super().set_data(data)
+        if self._cache_dir is not None:
+            self._disk = DiskCache(self._cache_dir, data, Compose(self.transform.transforms[: self._first_random]))
 
     @property
     def epoch(self) -> int:

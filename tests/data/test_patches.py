@@ -157,6 +157,10 @@ def test_cases_on_a_disk_give_the_same_patches(tmp_path):
     ):
         assert same(one, other)
     assert again.transform.transforms[0].reads == []
+    for patches in (cached, again):
+        patches.set_data([{"name": 2}, {"name": 5}])
+    assert all(same(cached[index], again[index]) for index in range(4))
+    assert again.transform.transforms[0].reads == [5]
 
 
 def test_nested_compose_is_cached_too():
