@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import generated_manifest
+from tests.conftest import TINY, generated_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import loader
 import quality
 from peers import without_rician_bias
 
@@ -58,3 +59,10 @@ def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path
     lines = quality.table(rows).splitlines()
     assert len(lines) == 2 + 2 + 1
     assert "adl3d" in lines[0]
+
+
+def test_the_cost_of_patches_is_set_against_that_of_steps(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(generated_manifest()))
+    cost = loader.measure(tmp_path / "manifest.json", 3, "default", 1, TINY)
+    assert cost["batch"] > 0
+    assert cost["step"] > 0

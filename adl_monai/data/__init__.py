@@ -1,6 +1,7 @@
 """Scans in and out, their geometry and intensities; noise; patches."""
 
 from adl_monai.data.cases import list_cases
+from adl_monai.data.crop import RandPatchd
 from adl_monai.data.degradations import Degraded, RandDegraded
 from adl_monai.data.monai_io import SaveImageLiked, StrictLoadImaged, VolumeReader
 from adl_monai.data.noisy_range import RandNoisyRanged, SampledIntensitiesd
@@ -17,6 +18,7 @@ __all__ = [
     "PatchDataset",
     "RandDegraded",
     "RandNoisyRanged",
+    "RandPatchd",
     "RobustNormalized",
     "SampledIntensitiesd",
     "SaveImageLiked",

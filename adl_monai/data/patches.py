@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
+
+from adl_monai.data.disk_cache import DiskCache
 
 
 class PatchDataset(CacheDataset):
@@ -36,6 +39,8 @@ class PatchDataset(CacheDataset):
         cache_rate: share of the cases to cache.
         num_workers: threads that fill the cache.
         progress: show a progress bar while the cache fills.
+        cache_dir: keep the cases in this folder instead of in memory, prepared once for all runs: for data larger than
+            the memory, see ``DiskCache``. ``cache_num``, ``cache_rate`` and ``num_workers`` do not matter then.
 
     Raises:
         ValueError: If there are no cases, or ``patches_per_epoch`` is not positive.
@@ -51,6 +56,7 @@ class PatchDataset(CacheDataset):
         cache_rate: float = 1.0,
         num_workers: int | None = 1,
         progress: bool = False,
+        cache_dir: str | Path | None = None,
     ) -> None:
         if len(data) == 0:
             raise ValueError(
@@ -66,15 +72,23 @@ class PatchDataset(CacheDataset):
         # The same cut as CacheDataset makes when it fills its cache.
         first = chain.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
         self._first_random = len(chain.transforms) if first is None else first
+        self._cache_dir = cache_dir
+        self._disk: DiskCache | None = None
         super().__init__(
             data=data,
             transform=chain,
-            cache_num=cache_num,
+            cache_num=cache_num if cache_dir is None else 0,
             cache_rate=cache_rate,
             num_workers=num_workers,
             progress=progress,
             copy_cache=False,
         )
+
+    def set_data(self, data: Sequence[Any]) -> None:
+        """Take other cases, and prepare them; as in ``CacheDataset``."""
+        super().set_data(data)
+        if self._cache_dir is not None:
+            self._disk = DiskCache(self._cache_dir, data, Compose(self.transform.transforms[: self._first_random]))
 
     @property
     def epoch(self) -> int:
@@ -96,6 +110,8 @@ class PatchDataset(CacheDataset):
         epoch = self.epoch
         self.transform.set_random_state(seed=patch_seed(self.seed, epoch, index))
         case = (epoch * len(self) + index) % len(self.data)
+        if self._disk is not None:
+            return self.transform(self._disk[case], start=self._first_random)
         if case < self.cache_num:
             return self.transform(self._cache[case], start=self._first_random)
         return self.transform(self.data[case])

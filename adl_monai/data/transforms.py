@@ -1,8 +1,7 @@
 """Small dictionary transforms that MONAI does not have.
 
 What MONAI does have is used as it is, and tested here with the same data: padding a thin volume by reflection beyond
-its own size is ``SpatialPadd(mode="symmetric")``, and a random 2D slice of a volume is
-``RandSpatialCropd(roi_size=(p, p, 1))`` then ``SqueezeDimd(dim=-1)``.
+its own size is ``SpatialPadd(mode="symmetric")``. Random patches are cut in ``crop``.
 """
 
 from __future__ import annotations

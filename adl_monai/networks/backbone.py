@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.jit import Final
 
 from adl_monai.networks.blocks import ResidualBlock, Spec
+from adl_monai.networks.recompute import Recomputable
 
 DIVISOR = 8  # three strides of 2
 
@@ -67,7 +68,7 @@ class UEncoder(nn.Module):
         return full, half, quarter, self.bridge(quarter)
 
 
-class DecoderStage(nn.Module):
+class DecoderStage(Recomputable):
     """Transposed convolution ×2 → join the skip → residual block.
 
     Args:

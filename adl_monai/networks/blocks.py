@@ -14,6 +14,8 @@ from monai.networks.layers import get_act_layer, get_norm_layer
 from monai.networks.layers.factories import Conv, split_args
 from torch import Tensor, nn
 
+from adl_monai.networks.recompute import Recomputable
+
 Spec = str | tuple  # a layer in MONAI's notation: "batch" or ("group", {"num_groups": 4})
 ConvNd = nn.Conv2d | nn.Conv3d
 
@@ -73,7 +75,7 @@ def start_as_average(shortcut: ConvNd) -> None:
     shortcut.weight.copy_((shared / shared.sum(1, keepdim=True)).reshape(shortcut.weight.shape))
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Recomputable):
     """Two 3³ convolutions beside a 1³ shortcut (paper, figure of the blocks).
 
     3³ conv (stride) → norm → act → 3³ conv → norm; plus 1³ conv (stride) of the input; sum → act.
@@ -117,7 +119,7 @@ class ResidualBlock(nn.Module):
         return self.act2(branch + self.shortcut(features))
 
 
-class TransformerHead(nn.Module):
+class TransformerHead(Recomputable):
     """T_n of the paper: ``depth`` residual blocks, each halving the channels, then a 1³ convolution.
 
     The values are raw: the network applies the sigmoid or the subtraction. ("Transformer" is the paper's word; there
@@ -155,7 +157,7 @@ class TransformerHead(nn.Module):
         return self.project(self.blocks(features))
 
 
-class ContentEnhancer(nn.Module):
+class ContentEnhancer(Recomputable):
     """Features of the noisy image from a wide view at full resolution (paper, content enhancer).
 
     Two parallel 7³ convolutions, dilation 1 and 4 → joined → norm → act → 3³ conv → norm; plus a 1³ conv of the

@@ -9,6 +9,7 @@ from torch.jit import Final
 
 from adl_monai.networks.backbone import DIVISOR, DecoderStage, UEncoder, check_arguments
 from adl_monai.networks.blocks import ContentEnhancer, Spec, TransformerHead
+from adl_monai.networks.recompute import Recomputable
 
 HEADS = ("sigmoid", "residual")
 RESIDUAL_START = 0.01  # size of a fresh residual head's output against its features
@@ -59,6 +60,9 @@ class EfficientUNet(nn.Module):
         multi_scale: Whether ``forward`` returns all three scales or only the full one. The parameters are the same
             either way, so weights pass between both. In eager mode the flag may be set after construction; a scripted
             network keeps the value it was scripted with.
+        checkpointing: Gradient checkpointing: in training, only what passes between the blocks is kept, and each block
+            is computed a second time in the backward pass. The same gradients in less memory and more time; nothing
+            changes in inference.
 
     Raises:
         ValueError: If an argument does not describe a network, or a residual head has to change the channel count.
@@ -82,6 +86,7 @@ class EfficientUNet(nn.Module):
         head: str = "sigmoid",
         content_enhancer: bool = True,
         multi_scale: bool = True,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_arguments(spatial_dims, [in_channels, out_channels], filters)
@@ -111,6 +116,10 @@ class EfficientUNet(nn.Module):
             size = RESIDUAL_START_UNNORMALISED if norm is None else RESIDUAL_START
             for transformer in (self.head1, self.head2, self.head3):
                 start_near_identity(transformer.project.weight, size)
+        # Whole stages and heads rather than the blocks inside them: what they join is as large as what they keep.
+        for unit in (*self.encoder.children(), *self.children()):
+            if isinstance(unit, Recomputable):
+                unit.recomputed = checkpointing
 
     def forward(self, noisy: Tensor) -> Tensor | list[Tensor]:
         """Denoise.

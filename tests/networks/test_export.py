@@ -50,6 +50,24 @@ def test_scripted_equals_eager(
     torch.testing.assert_close(scripted(noisy), denoised)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpointed_network_exports_as_any_other(tmp_path: Path) -> None:
+    options = {"filters": SMALL, "multi_scale": False, "checkpointing": True}
+    training = EfficientUNet(2, **options)
+    scripted = torch.jit.script(training)
+    learning = torch.rand(2, 1, 16, 24)
+    torch.testing.assert_close(scripted(learning), training(learning))
+    denoiser = training.eval()
+    noisy = image(2)
+    torch.jit.script(denoiser).save(str(tmp_path / "denoiser.ts"))
+    torch.testing.assert_close(torch.jit.load(str(tmp_path / "denoiser.ts"))(noisy), denoiser(noisy))
+    runtime = pytest.importorskip("onnxruntime")
+    torch.onnx.export(denoiser, (noisy,), str(tmp_path / "denoiser.onnx"), input_names=["noisy"], verbose=False)
+    session = runtime.InferenceSession(str(tmp_path / "denoiser.onnx"), providers=["CPUExecutionProvider"])
+    (denoised,) = session.run(None, {"noisy": noisy.numpy()})
+    torch.testing.assert_close(torch.from_numpy(denoised), denoiser(noisy).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_scripted_network_still_refuses_a_bad_shape() -> None:
     scripted = torch.jit.script(EfficientUNet(2, filters=SMALL))
     with pytest.raises(torch.jit.Error, match=r"shape \(30, 45\) is not divisible by 8; pad to \(32, 48\)"):

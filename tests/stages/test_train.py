@@ -96,6 +96,35 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(manifest: Pat
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
+def test_cache_and_checkpointing_change_no_weight(tmp_path: Path) -> None:
+    clean = volume(tmp_path / "clean.nii.gz", (20, 21, 22), 0)
+    noisy = volume(tmp_path / "noisy.nii.gz", (20, 21, 22), 1, noise=30)
+    manifest = write_manifest(
+        tmp_path / "m.json",
+        training=[{"image": noisy, "label": clean}, {"image": clean}, {"synthetic": {"shape": [18, 9, 20]}}],
+    )
+
+    def weights(name: str, **values: object) -> dict[str, torch.Tensor]:
+        result = train(manifest, tmp_path / name, overrides={**TINY, "network_def#norm": "batch", **values})
+        return torch.load(result.bundle / "models" / "model.pt", weights_only=True)
+
+    plain = weights("plain")
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    runs = [weights("one", **cache), weights("two", **cache), weights("three", **{"network_def#checkpointing": True})]
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    for other in runs[:2]:
+        assert all(torch.equal(plain[name], other[name]) for name in plain)
+    for name in plain:
+        torch.testing.assert_close(runs[2][name], plain[name], rtol=1e-5, atol=1e-6, msg=name)
+    # The bundle of such a run denoises as any other.
+    config = json.loads((tmp_path / "three" / "bundle" / "configs" / "inference.json").read_text())
+    assert config["network_def"]["checkpointing"] is True
+    scan = np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32)
+    np.testing.assert_allclose(
+        adl_monai.denoise(scan, tmp_path / "three"), adl_monai.denoise(scan, tmp_path / "plain"), atol=1e-4
+    )
+
+
 def test_a_manifest_is_never_evaluated(tmp_path: Path) -> None:
     proof = tmp_path / "ran"
     for code in (f"$__import__('pathlib').Path({str(proof)!r}).touch()", "@seed", "%train.json"):
