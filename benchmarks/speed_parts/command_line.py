@@ -1,4 +1,4 @@
-"""The whole command line on one scan, and where its time goes, stage by stage."""
+"""The whole command line on one scan, on the CPU, and where its time goes, stage by stage."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ SCRIPT = Path(__file__).with_name("stage_clock.py")
 
 
 def infer_command(scan: Path, output: Path, *options: str) -> list[str]:
-    """``adl-monai infer`` with this interpreter."""
-    return [sys.executable, "-m", "adl_monai", "-q", "infer", str(scan), "-o", str(output), "--overwrite", *options]
+    """``adl-monai infer`` on the CPU, with this interpreter."""
+    command = [sys.executable, "-m", "adl_monai", "-q", "infer", str(scan), "-o", str(output)]
+    return [*command, "--device", "cpu", "--overwrite", *options]
 
 
 def scan_of(settings: Settings) -> tuple[Path, int]:

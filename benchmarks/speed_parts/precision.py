@@ -28,17 +28,17 @@ SEEDS = 2  # volumes of each kind
 def clean_crops(settings: Settings) -> Iterator[tuple[str, np.ndarray | None, str]]:
     """Name, clean volume in about [0, 1] (None where it cannot be made), and why not."""
     edge = settings.sizes.precision
-    for kind, seed in product(KINDS, range(settings.seed, settings.seed + SEEDS)):
-        try:
-            yield f"generated {kind} {seed}", synthetic_volume((edge,) * 3, seed, kind), ""
-        except (UsageError, ImportError) as error:  # tissue needs a package more
-            yield f"generated {kind} {seed}", None, str(error)
     for path in settings.volumes:
         array = read_volume(path).array.astype(np.float32)
         offset, scale = robust_range(array)
         image = normalize(torch.from_numpy(array), offset, scale).numpy()
         starts = [max(0, (size - edge) // 2) for size in image.shape]
         yield path.name, np.ascontiguousarray(image[tuple(slice(start, start + edge) for start in starts)]), ""
+    for kind, seed in product(KINDS, range(settings.seed, settings.seed + SEEDS)):
+        try:
+            yield f"generated {kind} {seed}", synthetic_volume((edge,) * 3, seed, kind), ""
+        except (UsageError, ImportError) as error:  # tissue needs a package more
+            yield f"generated {kind} {seed}", None, str(error)
 
 
 def measure(settings: Settings) -> Report:
@@ -55,9 +55,8 @@ def measure(settings: Settings) -> Report:
             rows.append({"image": f"{case}: {reason}"})
             continue
         for model, pair in models.items():
-            image = (
-                clean if model == "adl3d" or clean.ndim == 2 else np.ascontiguousarray(clean[..., clean.shape[-1] // 2])
-            )
+            as_it_is = clean.ndim == 2 or model == "adl3d"
+            image = clean if as_it_is else np.ascontiguousarray(clean[..., clean.shape[-1] // 2])
             if image.ndim == pair[0].spatial_dims:
                 rows += _rows(case, model, image, pair, name, settings.seed)
     lost = [row["dB lost"] for row in rows if "dB lost" in row]

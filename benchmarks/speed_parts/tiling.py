@@ -101,7 +101,8 @@ def compare(
             difference = (method() - expected).abs() / intensity_range
             errors[name] = (float(difference.max()), float(difference.mean()))
         del expected
-        rounds = interleave(methods, settings.pairs, warmup=settings.warmup, synchronize=synchronize)
+        # The runs above have warmed everything up.
+        rounds = interleave(methods, settings.pairs, warmup=0, synchronize=synchronize)
     rows: list[Row] = []
     for name, seconds in rounds.items():
         row: Row = {
