@@ -47,39 +47,34 @@ def measure(settings: Settings) -> Report:
 
 
 def _report(commands: list[Usage], staged: list[Usage], voxels: int) -> Report:
+    """Shares are of the run they were measured in, so that they sum to 1 however busy the machine is."""
     wall = Spread(tuple(usage.seconds for usage in commands))
     staged_wall = Spread(tuple(usage.seconds for usage in staged))
     clocks = [json.loads(usage.output.splitlines()[-1]) for usage in staged]
     stages = {name: Spread(tuple(clock[name] for clock in clocks)) for name in STAGES}
     inside = Spread(tuple(sum(clock.values()) for clock in clocks))
-    start = staged_wall - inside
-    work = wall - start - stages["import"]
+    work = inside - stages["import"]
     rows: list[Row] = [
         {
-            "stage": "the command, as a whole",
+            "run": "the command",
             "seconds": wall,
-            "share of the whole": None,
-            "share without start and import": None,
             "voxels/s": wall.rate(voxels),
             "CPU seconds": Spread(tuple(usage.cpu_seconds for usage in commands)),
         },
-        {"stage": "interpreter's start and end", "seconds": start, "share of the whole": start / wall},
+        {"run": "its stages, clocked", "seconds": staged_wall, "times as long as the command": staged_wall / wall},
     ]
+    start = staged_wall - inside
+    rows.append({"stage": "interpreter's start and end", "seconds": start, "share": start / staged_wall})
     for name, seconds in stages.items():
-        row = {"stage": name, "seconds": seconds, "share of the whole": seconds / wall}
-        if name != "import":
-            row["share without start and import"] = seconds / work
-        rows.append(row)
-    rows.append(
-        {"stage": "all stages, against the command", "seconds": staged_wall, "share of the whole": staged_wall / wall}
-    )
+        row: Row = {"stage": name, "seconds": seconds, "share": seconds / staged_wall}
+        rows.append(row if name == "import" else row | {"share without start and import": seconds / work})
     network = stages["network"]
     if not max(network.values):
         return Report(rows, ("The network's forwards were not seen: their time is in 'tiles and blending'.",))
     return Report(
         rows,
         (
-            f"The network has {(network / wall).median:.0%} of the command's time, {(network / work).median:.0%} "
-            "without the interpreter's start and the imports.",
+            f"The network has {(network / staged_wall).median:.0%} of the time, {(network / work).median:.0%} without "
+            "the interpreter's start and the imports.",
         ),
     )
