@@ -121,13 +121,13 @@ class _Lane:
         self._queue: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
         # A daemon: a reader that hangs, on a network's disk perhaps, must not keep the process from ending.
         self._thread = Thread(target=self._run, name=f"adl_monai {name}", daemon=True)
+        self._busy = False
         self._thread.start()
-        self._last: Future[Any] | None = None
 
     def start(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Do this next; the future holds what it returns or raises."""
+        """Do this, when what was begun before is done; the future holds what it returns or raises."""
         future: Future[Result] = Future()
-        self._last = future
+        self._busy = True
         self._queue.put((future, work, arguments))
         return future
 
@@ -136,7 +136,7 @@ class _Lane:
 
         A call into the system or into C is not broken off, but what follows it.
         """
-        if self._last is not None and not self._last.done():
+        if self._busy:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(SystemExit)
             )
@@ -156,6 +156,7 @@ class _Lane:
                 except BaseException as error:
                     failure = error
                 del item, work, arguments  # before anyone can take the room they had
+                self._busy = False
                 if failure is None:
                     future.set_result(result)
                 else:
