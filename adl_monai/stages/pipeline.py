@@ -125,7 +125,7 @@ class _Lane:
         self._thread.start()
 
     def start(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Do this, when what was begun before is done; the future holds what it returns or raises."""
+        """Do this; the future holds what it returns or raises. What was begun before must be done."""
         future: Future[Result] = Future()
         self._busy = True
         self._queue.put((future, work, arguments))

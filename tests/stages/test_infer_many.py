@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from pydicom.data import get_testdata_file
 
 from adl_monai.cli import cli
 from adl_monai.data import RobustNormalized
@@ -284,6 +287,27 @@ class TestResume:
         with pytest.raises(OutputError, match="--resume"):
             run()
 
+    def test_a_derived_series_is_done_when_it_is_there(self, tmp_path: Path, identity_model: Model) -> None:
+        series = tmp_path / "series"
+        shutil.copytree(Path(get_testdata_file("dicomdirtests/98892001/CT5N/2062")).parent, series)
+        output = tmp_path / "out" / "series_denoised"
+
+        def run() -> int:
+            return len(infer([series], tmp_path / "out" / "series_denoised", model=identity_model(3), resume=True))
+
+        assert run() == 1
+        files = sorted(output.iterdir())
+        assert len(files) == 5
+        assert run() == 0
+        os.utime(next(series.iterdir()))  # one image of the source came anew
+        os.utime(files[0])
+        assert run() == 1
+        assert run() == 0
+        (output / "notes.txt").write_text("not ours")
+        os.utime(output / "notes.txt", (0, 0))
+        with pytest.raises(OutputError, match="holds other things"):
+            run()
+
     def test_overwrite_contradicts(self, scans: list[Path], tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="one of the two"):
             infer([tmp_path / "in"], tmp_path / "out", resume=True, overwrite=True)
@@ -392,6 +416,28 @@ class TestShards:
             done += [result.source for result in results]
         assert sorted(done) == scans
         assert told[1].startswith("2 of 7 scans (rank 1 of 3): 2 denoised")
+
+    def test_cores_are_shared_unless_the_user_said_how_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before, asked = torch.get_num_threads(), []
+        monkeypatch.setattr(torch, "set_num_threads", asked.append)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(13)))
+        for given in ("1", "5", None):
+            if given is None:
+                monkeypatch.delenv("OMP_NUM_THREADS")
+            else:
+                monkeypatch.setenv("OMP_NUM_THREADS", given)
+            Shard(3, 8, 1, 4).use_its_cores()
+        Shard().use_its_cores()
+        assert asked == [3, 3]
+        assert torch.get_num_threads() == before
+
+    def test_each_process_has_a_gpu_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert [Shard(4 + local, 8, local, 4).device("auto") for local in range(4)] == ["cuda:0", "cuda:1"] * 2
+        assert Shard(1, 2, 1, 2).device("cpu") == "cpu"
+        assert Shard(1, 2, 1, 2).device("cuda:0") == "cuda:0"
+        assert Shard().device("auto") == "auto"
 
     @pytest.mark.parametrize("values", [{"RANK": "4", "WORLD_SIZE": "4"}, {"WORLD_SIZE": "two"}])
     def test_an_environment_that_makes_no_sense(self, values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
