@@ -84,9 +84,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 @click.option("--ensemble", is_flag=True, help="Average over mirror images: slightly better, 4 to 8 times slower.")
 @click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
 @OVERWRITE
-@click.option(
-    "--resume", is_flag=True, help="Skip scans whose output is there and not older; redo the others, also if it exists."
-)
+@click.option("--resume", is_flag=True, help="Skip scans that have an output, unless it is older than the scan.")
 @click.option("--preview", is_flag=True, help="Also write a PNG: noisy, denoised, residual.")
 @click.pass_obj
 def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) -> None:
