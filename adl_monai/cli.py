@@ -84,6 +84,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 @click.option("--ensemble", is_flag=True, help="Average over mirror images: slightly better, 4 to 8 times slower.")
 @click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
 @OVERWRITE
+@click.option("--resume", is_flag=True, help="Skip scans that have an output, unless it is older than the scan.")
 @click.option("--preview", is_flag=True, help="Also write a PNG: noisy, denoised, residual.")
 @click.pass_obj
 def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) -> None:
@@ -93,15 +94,23 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
     adl-monai infer scan.nii.gz
     adl-monai infer series_folder/ -o denoised_series/
     adl-monai infer series_folder/ -o denoised.nii.gz --model run
+    adl-monai infer folder/ -o out/ --resume
+    torchrun --nproc_per_node=2 -m adl_monai infer folder/ -o out/
     """
     from adl_monai.stages.infer import infer as run
+    from adl_monai.stages.shards import Shard
 
     def report(result: Any) -> None:
         if not settings["quiet"]:
             clipped = f" ({result.clipped} voxels saturated)" if result.clipped else ""
             click.echo(f"{result.output}{clipped}")
 
-    run(inputs, **options, progress=_progress(settings), report=report)
+    def summarize(line: str) -> None:
+        if not settings["quiet"]:
+            click.echo(line, err=True)
+
+    shard = Shard.from_environment()
+    run(inputs, **options, progress=_progress(settings), shard=shard, report=report, summarize=summarize)
 
 
 @cli.command()

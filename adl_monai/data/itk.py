@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ KINDS = {
 _IMAGE_IO = {"mha": "MetaImageIO", "nrrd": "NrrdImageIO", "png": "PNGImageIO", "tiff": "TIFFImageIO"}
 _PHOTOS = ("jpeg", "bmp")
 _WITHOUT_GEOMETRY = ("png", "tiff")
+_QUIET_LOCK = Lock()
+_QUIET: list[bool] = []  # one for each thread in `_quiet`: whether warnings were shown before the first
 _WRITABLE_TYPES = {"png": "u1 u2", "tiff": "u1 i1 u2 i2 u4 i4 f4", "mha": "", "nrrd": ""}
 
 
@@ -217,15 +220,20 @@ def _pixel_bytes(pixel_id: int) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep ITK's warnings off stderr."""
+    """Keep ITK's warnings off stderr, until the last thread in here has left."""
     import SimpleITK as sitk
 
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    with _QUIET_LOCK:
+        shown = _QUIET[0] if _QUIET else sitk.ProcessObject.GetGlobalWarningDisplay()
+        _QUIET.append(shown)
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         yield
     finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+        with _QUIET_LOCK:
+            _QUIET.pop()
+            if not _QUIET:
+                sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 @contextmanager

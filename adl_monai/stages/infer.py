@@ -1,4 +1,4 @@
-"""From scans to their denoised copies: runs the parts of a bundle's ``inference.json``, one case at a time."""
+"""From scans to their denoised copies: runs the parts of a bundle's ``inference.json``, case after case."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,14 +20,16 @@ from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
 from adl_monai.errors import (
-    AdlError,
     ModelError,
     OutOfMemoryError,
     UsageError,
     is_out_of_memory,
     surfacing_user_errors,
 )
-from adl_monai.stages.outputs import Job, plan_jobs, write_preview
+from adl_monai.stages.outputs import Job, check_outputs, is_done, plan_jobs, size_of, write_preview
+from adl_monai.stages.pipeline import Steps, run_steps
+from adl_monai.stages.shards import Shard
+from adl_monai.stages.tally import InferenceResult, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +67,6 @@ class DenoiserChoice:
         return denoiser
 
 
-@dataclass(frozen=True)
-class InferenceResult:
-    """One denoised scan."""
-
-    source: Path
-    output: Path
-    clipped: int
-    """Voxels that did not fit the output's integer type and were saturated."""
-
-
 def infer(
     inputs: Sequence[str | Path],
     output: str | Path | None = None,
@@ -86,13 +79,17 @@ def infer(
     ensemble: bool = False,
     series: str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     preview: bool = False,
     progress: bool = False,
+    shard: Shard | None = None,
     report: Callable[[InferenceResult], None] | None = None,
+    summarize: Callable[[str], None] | None = None,
 ) -> list[InferenceResult]:
     """Denoise scans and write the results in the sources' formats, geometry, intensities and dtypes.
 
-    A scan that fails does not stop those after it; when all are done, the first failure is raised.
+    While one scan is denoised, the next is read and the one before is written: up to three are in memory. A scan that
+    fails does not stop those after it; when all are done, an error of the first failure's kind lists them.
 
     Args:
         inputs: Scan files, DICOM series folders, folders of scans, or manifests.
@@ -106,9 +103,17 @@ def infer(
         ensemble: Average over mirror images: a little better, 4 (2D) or 8 times (3D) slower.
         series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
         overwrite: Replace existing outputs.
+        resume: Skip scans whose output is there and not older than they are, whatever model made it; an older output is
+            replaced.
         preview: Also write ``<name>_denoised_preview.png``: noisy, denoised, residual.
         progress: Show a bar over the tiles.
-        report: Called after each scan.
+        shard: Which process this is, where several share the scans; None does all. Each process is to be given the same
+            inputs; it looks at the outputs of its own share alone.
+        report: Called after each scan that was denoised, in the order of the scans.
+        summarize: Told at the end, in one line, how many were denoised, skipped and failed, if there was more than one.
+
+    Returns:
+        Of the scans that were denoised now, in their order.
 
     Raises:
         UsageError: For wrong options or inputs, before anything is computed.
@@ -119,42 +124,42 @@ def infer(
         raise UsageError(f"strength {strength} is outside 0..1.")
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r} is unknown; expected same or float32.")
-    jobs = plan_jobs([Path(path) for path in inputs], None if output is None else Path(output), overwrite)
+    if resume and overwrite:
+        raise UsageError("--resume keeps outputs that --overwrite replaces; pass one of the two.")
+    shard = shard or Shard()
+    jobs = plan_jobs([Path(path) for path in inputs], None if output is None else Path(output))
     for job in jobs:
         if dtype != "same" and output_format(job.output) == "dicom":
             raise UsageError(
                 f"{job.output}: DICOM keeps the source's integers; write .nii.gz for {dtype} (-o x.nii.gz)."
             )
-    denoisers = DenoiserChoice(
-        model,
-        device=device,
-        precision=precision,
-        strength=strength,
-        ensemble=ensemble,
-        series=series,
-        output_dtype=dtype,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    denoisers.get()  # a wrong model is an error before the first scan
-    results: list[InferenceResult] = []
-    failures: list[AdlError] = []
-    for job in jobs:
-        try:
-            result = denoise_job(denoisers, job, preview)
-        except AdlError as error:
-            if len(jobs) == 1:
-                raise
-            logger.error("%s: %s", job.source, error)
-            failures.append(error)
-            continue
-        results.append(result)
-        if report is not None:
-            report(result)
-    if failures:
-        summary = type(failures[0])(f"{len(failures)} of {len(jobs)} scans failed; the first: {failures[0]}")
-        raise summary from failures[0]
-    return results
+    # Shared out before a look at what is there: that changes while other processes work.
+    own = shard.share(jobs, [size_of(job) for job in jobs]) if shard.count > 1 else jobs
+    left = [job for job in own if not (resume and is_done(job))]
+    check_outputs(left, overwrite or resume)
+    tally = Tally(len(own), len(own) - len(left), report)
+    with shard.outlasting_the_others():
+        if left:
+            denoisers = DenoiserChoice(
+                model,
+                device=shard.device(device),
+                precision=precision,
+                strength=strength,
+                ensemble=ensemble,
+                series=series,
+                output_dtype=dtype,
+                overwrite=overwrite or (resume and any(job.output.exists() for job in left)),
+                progress=progress,
+            )
+            shard.use_its_cores()
+            denoisers.get()  # a wrong model is an error before the first scan
+            run_steps(left, _steps(denoisers, preview), tally.settle)
+        if summarize is not None and len(jobs) > 1:
+            of_all = f" of {len(jobs)}" if shard.count > 1 else ""
+            place = f" ({shard})" if shard.count > 1 else ""
+            summarize(f"{len(own)}{of_all} scans{place}: {tally}")
+        tally.raise_failures()
+    return tally.results
 
 
 @overload
@@ -241,11 +246,46 @@ def denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool = False) -> I
     Raises:
         AdlError: If the scan cannot be read, denoised or written.
     """
-    with surfacing_user_errors(), _reporting_memory(job.source):
+    with _explaining(job):
         return _denoise_job(denoisers, job, preview)
 
 
+@dataclass
+class _Case:
+    """A scan on its way."""
+
+    job: Job
+    denoiser: Denoiser
+    content: dict[Any, Any]
+    """What MONAI's transforms pass on: ``image``, then ``pred`` too."""
+
+
+def _steps(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, InferenceResult]:
+    def read(job: Job) -> _Case:
+        with _explaining(job):
+            return _read(denoisers, job)
+
+    def compute(case: _Case) -> _Case:
+        with _explaining(case.job):
+            return _compute(case)
+
+    def write(case: _Case) -> InferenceResult:
+        with _explaining(case.job):
+            return _write(case, preview)
+
+    return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), _runs_whole)
+
+
+def _runs_whole(job: Job) -> bool:
+    """Whether a scan's denoising reads and writes it too, by pieces: it gets ``_denoise_job``, and no neighbour."""
+    return False
+
+
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
+    return _write(_compute(_read(denoisers, job)), preview)
+
+
+def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
     source = {"image": str(job.source), "output": str(job.output)}
     denoiser = denoisers.get()
     case = denoiser.preprocessing(source)
@@ -261,16 +301,32 @@ def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> Inferenc
             " x ".join(f"{edge:g}" for edge in spacing),
             *USUAL_MM,
         )
+    return _Case(job, denoiser, case)
+
+
+def _compute(case: _Case) -> _Case:
+    noisy = case.content["image"]
     if noisy.meta.get("constant_image"):
-        logger.warning("%s is constant and is written unchanged", job.source)
-        case["pred"] = noisy.clone()
+        logger.warning("%s is constant and is written unchanged", case.job.source)
+        case.content["pred"] = noisy.clone()
     else:
         with torch.inference_mode():
-            case["pred"] = denoiser.inferer(noisy[None], denoiser.network)[0]
+            case.content["pred"] = case.denoiser.inferer(noisy[None], case.denoiser.network)[0]
+    return case
+
+
+def _write(case: _Case, preview: bool) -> InferenceResult:
     if preview:
-        write_preview(job.preview, noisy, case["pred"])
-    case = denoiser.postprocessing(case)
-    return InferenceResult(job.source, job.output, int(case["pred_clipped"]))
+        write_preview(case.job.preview, case.content["image"], case.content["pred"])
+    written = case.denoiser.postprocessing(case.content)
+    return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]))
+
+
+@contextmanager
+def _explaining(job: Job) -> Iterator[None]:
+    """Errors that a user can mend come out as themselves, and a lack of memory in words."""
+    with surfacing_user_errors(), _reporting_memory(job.source):
+        yield
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which scans a command line means, and where each result goes: settled, and refused if need be, before any work."""
+"""Which scans a command line means, where each result goes, and which are there already: settled before any work."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ class Job:
         return self.output.with_name(f"{stem}_preview.png")
 
 
-def plan_jobs(inputs: Sequence[Path], output: Path | None, overwrite: bool) -> list[Job]:
-    """Expand folders and manifests, name the outputs, and check that all can be written.
+def plan_jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
+    """Expand folders and manifests and name the outputs, whether or not they exist already.
+
+    What a folder holds of the outputs of its own scans, from an earlier run or another process, is no scan to denoise.
 
     Args:
         inputs: Scan files, DICOM series folders, folders of scans, manifests (every ``image`` in them).
         output: See ``adl_monai.stages.infer.infer``.
-        overwrite: Allow outputs that exist.
 
     Raises:
         UsageError: If an input does not exist or is no scan, or two inputs would share an output.
-        OutputError: If an output exists, is one of the inputs, or its folder cannot be written.
+        OutputError: If an output is one of the inputs, or inside one.
     """
-    sources = [scan for path in inputs for scan in _expand(path)]
+    folder = (output or Path()).resolve()
+    sources = [scan for path in inputs for scan in _scans_of(path, folder)]
     if not sources:
         raise UsageError("no input scans were given.")
     single = len(sources) == 1 and not any(path.suffix == ".json" for path in inputs)
@@ -54,8 +56,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, overwrite: bool) -> l
     else:
         if output is not None and (output.is_file() or (scan_suffix(output) and not output.is_dir())):
             raise OutputError(f"{output} names a file, but {len(sources)} scans need a folder; pass a folder with -o.")
-        folder = (output or Path()).resolve()
-        jobs = [Job(source, default_output_path(source, folder, "denoised", None)) for source in sources]
+        jobs = [_job(source, folder) for source in sources]
     counts = Counter(job.output for job in jobs)
     shared = [str(path) for path, count in counts.items() if count > 1]
     if shared:
@@ -63,9 +64,46 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, overwrite: bool) -> l
             f"several inputs have the same name and would all be written to {shared[0]}; give them in separate runs "
             "with different -o folders."
         )
-    for job in jobs:
-        _check_output(job, sources, overwrite)
+    _keep_apart(jobs)
     return jobs
+
+
+def check_outputs(jobs: Sequence[Job], overwrite: bool) -> None:
+    """Refuse what cannot be written.
+
+    Args:
+        jobs: Those that this process will do: another one may be writing the outputs of others.
+        overwrite: Allow outputs that exist.
+
+    Raises:
+        OutputError: If an output exists, or its folder cannot be written.
+    """
+    for job in jobs:
+        try:
+            job.output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"folder {job.output.parent} cannot be made ({error.strerror}); choose another -o."
+            ) from error
+        if job.output.is_file() and not overwrite:
+            raise OutputError(
+                f"output {job.output} exists; pass --overwrite to replace it, --resume to leave it, or another -o."
+            )
+        check_output(job.output, job.source, overwrite)
+
+
+def is_done(job: Job) -> bool:
+    """Whether the output is there and not older than its source.
+
+    An output gets its name when it is complete, so that none is half-written. What model made it is not asked.
+    """
+    made = [file.stat().st_mtime_ns for file in _files(job.output)]
+    return bool(made) and min(made) >= max((file.stat().st_mtime_ns for file in _files(job.source)), default=0)
+
+
+def size_of(job: Job) -> int:
+    """Bytes of a scan's files."""
+    return sum(file.stat().st_size for file in _files(job.source))
 
 
 def write_preview(path: Path, noisy: Tensor, denoised: Tensor) -> None:
@@ -100,6 +138,26 @@ def _expand(path: Path) -> list[Path]:
     return [path]
 
 
+def _scans_of(path: Path, folder: Path) -> list[Path]:
+    """The scans that an input stands for; of those that were found, not named, without the outputs of the others."""
+    scans = _expand(path)
+    if not path.expanduser().is_dir():
+        return scans
+    jobs = [_job(scan, folder) for scan in scans]
+    outputs = {made for job in jobs for made in (job.output, job.preview)}
+    return [scan for scan in scans if scan not in outputs]
+
+
+def _job(source: Path, folder: Path) -> Job:
+    return Job(source, default_output_path(source, folder, "denoised", None))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [child for child in path.iterdir() if child.is_file()]
+    return [path] if path.is_file() else []
+
+
 def _names_output(output: Path, source: Path, given: Path) -> bool:
     """Whether ``-o`` is the result itself, not the folder to put it into."""
     if scan_suffix(output):
@@ -107,18 +165,14 @@ def _names_output(output: Path, source: Path, given: Path) -> bool:
     return source.is_dir() and given.resolve() == source  # a DICOM series becomes a folder
 
 
-def _check_output(job: Job, sources: Sequence[Path], overwrite: bool) -> None:
-    if any(job.output.resolve() == source.resolve() for source in sources):
-        raise OutputError(f"output {job.output} is an input; write to another folder with -o.")
-    for source in sources:
-        if source in job.output.resolve().parents:
-            raise OutputError(f"output {job.output} lies inside the input {source}; choose a place outside it with -o.")
-    try:
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"folder {job.output.parent} cannot be made ({error.strerror}); choose another -o."
-        ) from error
-    if job.output.is_file() and not overwrite:
-        raise OutputError(f"output {job.output} exists; pass --overwrite to replace it, or another -o.")
-    check_output(job.output, job.source, overwrite)
+def _keep_apart(jobs: Sequence[Job]) -> None:
+    sources = {job.source.resolve(): job.source for job in jobs}
+    for job in jobs:
+        output = job.output.resolve()
+        if output in sources:
+            raise OutputError(f"output {job.output} is an input; write to another folder with -o.")
+        for parent in output.parents:
+            if parent in sources:
+                raise OutputError(
+                    f"output {job.output} lies inside the input {sources[parent]}; choose a place outside it with -o."
+                )

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from adl_monai.data import itk
 from adl_monai.data.itk import plan_itk, plan_itk_from_affine, read_itk, write_itk
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
@@ -305,3 +306,19 @@ def test_nothing_on_stderr_and_no_simpleitk_at_import(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+def test_warnings_stay_off_until_the_last_thread_is_done() -> None:
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay
+    before = shown()
+    sitk.ProcessObject.SetGlobalWarningDisplay(True)
+    try:
+        first, second = itk._quiet(), itk._quiet()  # as two threads enter and leave: not one inside the other
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert not shown()
+        second.__exit__(None, None, None)
+        assert shown()
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)

@@ -1,0 +1,84 @@
+"""What became of many scans: results, failures, and the line that sums them up."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adl_monai.errors import AdlError, system_error
+from adl_monai.stages.outputs import Job
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InferenceResult:
+    """One denoised scan."""
+
+    source: Path
+    output: Path
+    clipped: int
+    """Voxels that did not fit the output's integer type and were saturated."""
+
+
+class Tally:
+    """What became of the scans, one after the other.
+
+    Args:
+        total: How many there are, the skipped ones included.
+        skipped: How many need not be done.
+        report: Is told of each that was.
+    """
+
+    def __init__(self, total: int, skipped: int, report: Callable[[InferenceResult], None] | None) -> None:
+        self.total, self.skipped, self.report = total, skipped, report
+        self.results: list[InferenceResult] = []
+        self.failures: list[tuple[Job, AdlError]] = []
+
+    def settle(self, job: Job, outcome: Callable[[], InferenceResult]) -> None:
+        """Take down one scan's result, or why there is none.
+
+        Raises:
+            AdlError: The error of a single scan.
+            Exception: An error that is no fault of the scan or the system.
+        """
+        try:
+            result = outcome()
+        except Exception as raised:
+            error = raised if isinstance(raised, AdlError) else system_error(raised)
+            if self.total == 1 or error is None:
+                raise
+            logger.error("%s", _reason(job, error))
+            _empty(raised)
+            self.failures.append((job, error))
+            return
+        self.results.append(result)
+        if self.report is not None:
+            self.report(result)
+
+    def raise_failures(self) -> None:
+        """Raise what lists the failures, if there are any."""
+        if self.failures:
+            first = self.failures[0][1]
+            reasons = "".join(f"\n  {_reason(job, error)}" for job, error in self.failures)
+            raise type(first)(f"{len(self.failures)} of {self.total} scans failed:{reasons}") from first
+
+    def __str__(self) -> str:
+        return f"{len(self.results)} denoised, {self.skipped} skipped, {len(self.failures)} failed"
+
+
+def _reason(job: Job, error: AdlError) -> str:
+    return str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
+
+
+def _empty(error: BaseException) -> None:
+    """Forget the scan that the variables of a traceback would keep in memory."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # what MONAI wrapped is the cause of its own cause
+        seen.add(id(cause))
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
