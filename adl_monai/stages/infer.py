@@ -14,7 +14,6 @@ import torch
 
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.formats import output_format
-from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
@@ -26,12 +25,10 @@ from adl_monai.errors import (
     is_out_of_memory,
     surfacing_user_errors,
 )
-from adl_monai.stages.outputs import Job, plan_jobs, write_preview
+from adl_monai.stages.outputs import Job, plan_jobs, warn_of_spacing, write_preview
+from adl_monai.stages.stream import StreamingInferer, denoise_stream, needs_streaming
 
 logger = logging.getLogger(__name__)
-
-USUAL_MM = (0.02, 20.0)
-"""Voxel edges that images of patients have, from micro-CT to thick slices; others are most likely a wrong unit."""
 
 
 class DenoiserChoice:
@@ -39,11 +36,13 @@ class DenoiserChoice:
 
     Args:
         model: See ``adl_monai.bundle.find_bundle``.
+        max_memory: See ``infer``.
         **options: See ``adl_monai.bundle.load_denoiser``.
     """
 
-    def __init__(self, model: str | Path | None, **options: Any) -> None:
+    def __init__(self, model: str | Path | None, max_memory: int | None = None, **options: Any) -> None:
         self.model = model
+        self.max_memory = max_memory
         self.options = options
         self._loaded: dict[int, Denoiser] = {}
 
@@ -88,6 +87,7 @@ def infer(
     overwrite: bool = False,
     preview: bool = False,
     progress: bool = False,
+    max_memory: int | None = None,
     report: Callable[[InferenceResult], None] | None = None,
 ) -> list[InferenceResult]:
     """Denoise scans and write the results in the sources' formats, geometry, intensities and dtypes.
@@ -108,6 +108,8 @@ def infer(
         overwrite: Replace existing outputs.
         preview: Also write ``<name>_denoised_preview.png``: noisy, denoised, residual.
         progress: Show a bar over the tiles.
+        max_memory: Bytes that a volume in memory may take; a larger one, if it is NIfTI and becomes NIfTI, is denoised
+            box by box, with the same result. None takes half of the memory that is available.
         report: Called after each scan.
 
     Raises:
@@ -127,6 +129,7 @@ def infer(
             )
     denoisers = DenoiserChoice(
         model,
+        max_memory,
         device=device,
         precision=precision,
         strength=strength,
@@ -248,19 +251,17 @@ def denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool = False) -> I
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
     source = {"image": str(job.source), "output": str(job.output)}
     denoiser = denoisers.get()
+    if isinstance(denoiser.inferer, StreamingInferer) and needs_streaming(job, denoisers.max_memory):
+        options = {key: denoisers.options[key] for key in ("strength", "overwrite") if key in denoisers.options}
+        dtype = denoisers.options.get("output_dtype", "same")
+        clipped = denoise_stream(job, denoiser, denoiser.inferer, dtype=dtype, preview=preview, **options)
+        return InferenceResult(job.source, job.output, clipped)
     case = denoiser.preprocessing(source)
     fitting = denoisers.get(case["image"].ndim - 1)
     if fitting is not denoiser:
         denoiser, case = fitting, fitting.preprocessing(source)
     noisy = case["image"]
-    spacing = spacing_from_affine(noisy.affine.numpy())[: noisy.ndim - 1]
-    if min(spacing) < USUAL_MM[0] or max(spacing) > USUAL_MM[1]:
-        logger.warning(
-            "%s: voxels of %s mm; expected %g to %g mm. Check the spacing and units in its header; they are kept.",
-            job.source,
-            " x ".join(f"{edge:g}" for edge in spacing),
-            *USUAL_MM,
-        )
+    warn_of_spacing(job.source, noisy.affine.numpy(), noisy.ndim - 1)
     if noisy.meta.get("constant_image"):
         logger.warning("%s is constant and is written unchanged", job.source)
         case["pred"] = noisy.clone()
