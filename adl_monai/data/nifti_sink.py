@@ -20,7 +20,7 @@ from adl_monai.data.raw_voxels import Box, RawVoxels, as_bytes, lengths, slabs
 from adl_monai.data.volume import quantise, report_clipped
 from adl_monai.errors import AdlError, OutputError
 
-_PIECE = 1 << 24  # bytes compressed or read back in one go
+_PIECE = 1 << 22  # bytes compressed or read back in one go
 
 
 class NiftiSink:

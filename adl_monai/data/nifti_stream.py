@@ -2,7 +2,7 @@
 
 A source is looked at once from its first byte to its last, with the checks of `adl_monai.data.nifti.read_nifti`; a
 .nii.gz file is inflated on the way, into a file without a name that ends with the program. A sink stores what
-`adl_monai.data.io.write_volume` would. Neither holds more than a few million voxels at a time.
+`adl_monai.data.io.write_volume` would. Neither holds more than a few planes at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
 from adl_monai.data.volume import check_scale, count_not_finite, scaled, warn_lost_digits
 from adl_monai.errors import OutputError, ScanFileError
 
-_PIECE = 1 << 22  # voxels looked at in one go
+_PIECE = 1 << 20  # voxels looked at in one go
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,15 +165,9 @@ class _Survey:
         self.lowest, self.highest = np.float32(np.inf), np.float32(-np.inf)
         self.broken = self.beyond = 0
         self._scale = header.slope, header.inter
-        size = math.prod(shape)
-        # The sampled voxels are counted in C order, last axis fastest, as an array in memory is; the file runs the
-        # other way.
-        rows, columns, planes = np.unravel_index(np.arange(0, size, sample_step(size)), shape)
-        places = rows + shape[0] * (columns + shape[1] * planes)
-        self._order = np.argsort(places)
-        self._places = places[self._order]
+        self._places = _sampled_places(shape)
         self._passed = 0
-        self.sampled = np.empty(len(places), np.float32)
+        self.sampled = np.empty(len(self._places), np.float32)
 
     def look_at(self, stored: np.ndarray) -> None:
         """Take in the next voxels of the file."""
@@ -183,5 +177,19 @@ class _Survey:
         with np.errstate(invalid="ignore"):
             self.lowest, self.highest = min(self.lowest, values.min()), max(self.highest, values.max())
         first, last = np.searchsorted(self._places, [self._passed, self._passed + len(values)])
-        self.sampled[self._order[first:last]] = values[self._places[first:last] - self._passed]
+        self.sampled[first:last] = values[self._places[first:last] - self._passed]
         self._passed += len(values)
+
+
+def _sampled_places(shape: tuple[int, int, int]) -> np.ndarray:
+    """Where in the file the voxels of the robust range's sample stand, ascending.
+
+    They are counted in C order, last axis fastest, as in an array in memory; the file runs the other way.
+    """
+    size = math.prod(shape)
+    places = np.arange(0, size, sample_step(size))
+    for start in range(0, len(places), _PIECE // 8):
+        rows, columns, planes = np.unravel_index(places[start : start + _PIECE // 8], shape)
+        places[start : start + _PIECE // 8] = rows + shape[0] * (columns + shape[1] * planes)
+    places.sort()
+    return places

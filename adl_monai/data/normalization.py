@@ -57,7 +57,7 @@ def range_of_sample(
     """``robust_range`` of an image of which only every k-th voxel is at hand, for images that no memory holds.
 
     Args:
-        sampled: ``image.reshape(-1)[::sample_step(image.size)]``, stored values.
+        sampled: The voxels ``image.reshape(-1)[::sample_step(image.size)]``, in any order.
         extremes: Gives the smallest and the largest of all voxels; asked only if the percentiles coincide.
         lower: As in ``robust_range``.
         upper: As in ``robust_range``.
@@ -69,7 +69,8 @@ def range_of_sample(
         low, high = np.percentile(sampled.astype(np.float64), (lower, upper))
         if low == high:
             low, high = extremes()
-        offset, scale = float(np.float32(low)), float(np.float32(high - low))
+        # Plus 0.0: whether a lowest zero is -0.0 would hang on the order of the sampled voxels.
+        offset, scale = float(np.float32(low)) + 0.0, float(np.float32(high - low))
     if not (math.isfinite(offset) and math.isfinite(scale)):
         raise ScanFileError(
             f"the intensity range is not finite (from {low} to {high}): the image holds NaN, infinite or enormous "

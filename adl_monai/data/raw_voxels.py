@@ -12,7 +12,7 @@ import numpy as np
 Box = tuple[slice, slice, slice]
 """A part of a volume by its three index axes: slices with start and stop, step 1."""
 
-_MOST_VOXELS = 1 << 22  # in one transfer, unless a plane holds more
+_MOST_VOXELS = 1 << 20  # in one transfer, unless a plane holds more
 
 
 class RawVoxels:
@@ -90,7 +90,7 @@ def lengths(box: Box) -> tuple[int, int, int]:
 
 
 def slabs(box: Box) -> Iterator[tuple[Box, slice]]:
-    """A box cut along its last axis into parts of a few million voxels, each with its planes within the box.
+    """A box cut along its last axis into parts of a million voxels or one plane, each with its planes within the box.
 
     What is converted slab by slab needs no second and third copy of the whole box.
     """
