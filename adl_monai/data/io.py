@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,11 @@ import numpy as np
 from adl_monai.data.derivation import Derivation
 from adl_monai.data.dicom import read_dicom
 from adl_monai.data.dicom_write import plan_dicom
-from adl_monai.data.formats import INPUT_SUFFIXES, output_format, scan_format, scan_suffix
+from adl_monai.data.formats import INPUT_SUFFIXES, output_format, scan_format
 from adl_monai.data.geometry import same_affine
 from adl_monai.data.itk import plan_itk, plan_itk_from_affine, read_itk
 from adl_monai.data.nifti import plan_nifti, plan_nifti_from_affine, read_nifti
-from adl_monai.data.output import check_output, publish, remove, sync
+from adl_monai.data.output import check_output, publishing, sync
 from adl_monai.data.volume import Volume, WritePlan, plain_dtype, report_clipped
 from adl_monai.errors import AdlError, OutputError, ScanFileError, UsageError
 
@@ -84,18 +83,10 @@ def write_volume(
     check_output(path, like, overwrite)
     values = np.asarray(array, np.float32)
     plan = _plan(path, values, like, np.asarray(affine, np.float64), dtype, series, derivation)
-    temporary = path.with_name(f".{secrets.token_hex(8)}{scan_suffix(path).lower()}")
-    try:
+    with publishing(path, overwrite) as temporary:
         plan.save(temporary)
         sync(temporary)
         _compare(plan, temporary, path)
-        publish(temporary, path, overwrite)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: could not be written ({error.strerror or error}); nothing was left behind."
-        ) from error
-    finally:
-        remove(temporary)
     report_clipped(plan.clipped, plan.dtype, path)
     return plan.clipped
 

@@ -80,17 +80,27 @@ def plan_nifti(array: np.ndarray, like: Path, dtype: str | np.dtype = "same") ->
         dtype: ``same`` keeps the stored type, slope and intercept; a type (``float32``) changes only these fields:
             datatype, bitpix, scl_slope = 1, scl_inter = 0.
     """
-    with _stream(like) as stream:
-        header = read_header(stream, like)
+    header = peek_header(like)
     if array.shape != header.shape:
         raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {header.shape}.")
+    return _plan(array, header_like(header, dtype))
+
+
+def peek_header(path: Path) -> Header:
+    """The checked header of a NIfTI file, whose voxels are not looked at."""
+    with open_stream(path) as stream:
+        return read_header(stream, path)
+
+
+def header_like(header: Header, dtype: str | np.dtype = "same") -> Header:
+    """The header of a copy with another type of voxels; ``dtype`` as in `plan_nifti`."""
     if isinstance(dtype, str) and dtype == "same":
-        return _plan(array, header)
+        return header
     fields = type(header.fields)(header.raw[: header.fields.sizeof_hdr], header.fields.endianness, check=False)
     file_dtype = np.dtype(dtype).newbyteorder(fields.endianness)
     set_type(fields, file_dtype)
     raw = fields.binaryblock + header.raw[fields.sizeof_hdr :]
-    return _plan(array, Header(fields, raw, header.shape, file_dtype, 1.0, 0.0, header.affine))
+    return Header(fields, raw, header.shape, file_dtype, 1.0, 0.0, header.affine)
 
 
 def plan_nifti_from_affine(array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:
@@ -123,12 +133,11 @@ def _plan(array: np.ndarray, header: Header) -> WritePlan:
     def save(path: Path) -> None:
         voxels = stored.reshape(-1, order="F").data.cast("B")
         with path.open("wb") as file:
-            if not path.name.lower().endswith(".gz"):
+            if not is_gzip(path):
                 file.write(header.raw)
                 file.write(voxels)
                 return
-            # No name and no time in the gzip header: equal scans give equal files.
-            with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as stream:
+            with compressing(file) as stream:
                 stream.write(header.raw)
                 stream.write(voxels)
 
@@ -136,7 +145,7 @@ def _plan(array: np.ndarray, header: Header) -> WritePlan:
 
 
 def _read(path: Path) -> tuple[Header, Volume]:
-    with _stream(path) as stream:
+    with open_stream(path) as stream:
         header = read_header(stream, path)
         voxels = read_exactly(stream, math.prod(header.shape) * header.dtype.itemsize, path)
         check_end(stream, path)
@@ -145,11 +154,27 @@ def _read(path: Path) -> tuple[Header, Volume]:
     return header, Volume(values, header.affine, header.dtype, "nifti", path)
 
 
+def is_gzip(path: Path) -> bool:
+    """Whether a name says that its file is compressed."""
+    return path.name.lower().endswith(".gz")
+
+
+def compressing(file: IO[bytes]) -> gzip.GzipFile:
+    """A stream that compresses into ``file``; no name and no time in it, so that equal scans give equal files."""
+    return gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)
+
+
 @contextmanager
-def _stream(path: Path) -> Iterator[IO[bytes]]:
+def open_stream(path: Path) -> Iterator[IO[bytes]]:
+    """The uncompressed bytes of a NIfTI file, from the first.
+
+    Raises:
+        UsageError: If there is no such file.
+        ScanFileError: Also from inside the block, if the file cannot be read or its gzip stream is damaged.
+    """
     require_file(path)
     try:
-        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+        with gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as stream:
             yield stream  # type: ignore[misc]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ScanFileError(

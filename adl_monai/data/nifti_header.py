@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -188,15 +189,26 @@ def read_exactly(stream: IO[bytes], count: int, path: Path) -> bytearray:
     Raises:
         ScanFileError: If the stream ends before.
     """
-    held = bytearray()
-    while len(held) < count:
-        chunk = stream.read(min(_CHUNK, count - len(held)))
-        if not chunk:
-            raise ScanFileError(
-                f"{path}: the voxels end after {len(held)} of {count} bytes; copy the file again from its source."
-            )
-        held += chunk
-    return held
+    return next(read_pieces(stream, count, count, path), bytearray())
+
+
+def read_pieces(stream: IO[bytes], count: int, piece: int, path: Path) -> Iterator[bytearray]:
+    """The next ``count`` bytes as `read_exactly` reads them, ``piece`` (or, at the end, fewer) at a time.
+
+    Raises:
+        ScanFileError: If the stream ends before.
+    """
+    for start in range(0, count, max(piece, 1)):
+        held = bytearray()
+        while len(held) < min(piece, count - start):
+            chunk = stream.read(min(_CHUNK, piece - len(held), count - start - len(held)))
+            if not chunk:
+                raise ScanFileError(
+                    f"{path}: the voxels end after {start + len(held)} of {count} bytes; copy the file again from its "
+                    "source."
+                )
+            held += chunk
+        yield held
 
 
 def check_end(stream: IO[bytes], path: Path) -> None:

@@ -8,7 +8,7 @@ float32 can hold, so a round trip loses no more than the rounding of float32 its
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,17 +47,45 @@ def robust_range(image: np.ndarray | torch.Tensor, lower: float = 0.5, upper: fl
     values = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     if values.size == 0:
         raise ValueError(f"an image of shape {values.shape} has no voxels, hence no range; check the crop or the file.")
+    sampled = values.reshape(-1)[:: sample_step(values.size)]
+    return range_of_sample(sampled, lambda: (float(values.min()), float(values.max())), lower, upper)
+
+
+def range_of_sample(
+    sampled: np.ndarray, extremes: Callable[[], tuple[float, float]], lower: float, upper: float
+) -> tuple[float, float]:
+    """``robust_range`` of an image of which only every k-th voxel is at hand, for images that no memory holds.
+
+    Args:
+        sampled: The voxels ``image.reshape(-1)[::sample_step(image.size)]``, in any order.
+        extremes: Gives the smallest and the largest of all voxels; asked only if the percentiles coincide.
+        lower: As in ``robust_range``.
+        upper: As in ``robust_range``.
+
+    Raises:
+        ScanFileError: As ``robust_range`` does.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is refused below
-        low, high = np.percentile(_every_kth(values.reshape(-1)).astype(np.float64), (lower, upper))
+        low, high = np.percentile(sampled.astype(np.float64), (lower, upper))
         if low == high:
-            low, high = float(values.min()), float(values.max())
-        offset, scale = float(np.float32(low)), float(np.float32(high - low))
+            low, high = extremes()
+        # Plus 0.0: whether a lowest zero is -0.0 would hang on the order of the sampled voxels.
+        offset, scale = float(np.float32(low)) + 0.0, float(np.float32(high - low))
     if not (math.isfinite(offset) and math.isfinite(scale)):
         raise ScanFileError(
             f"the intensity range is not finite (from {low} to {high}): the image holds NaN, infinite or enormous "
             "values; mend the file or choose a policy that fills such voxels."
         )
     return offset, scale
+
+
+def sample_step(size: int) -> int:
+    """The k of ``robust_range``'s every k-th voxel, in C order, of an image of ``size`` voxels."""
+    step = max(1, math.ceil(size / MAX_SAMPLED_VOXELS))
+    # A step that shares no factor with the voxel count visits every row and column, not one plane again and again.
+    while math.gcd(step, size) != 1:
+        step += 1
+    return step
 
 
 def normalize(image: torch.Tensor, offset: float, scale: float) -> torch.Tensor:
@@ -138,14 +166,6 @@ class RobustNormalized(MapTransform, InvertibleTransform):
             image = convert_to_tensor(case[key], track_meta=get_track_meta())
             case[key] = denormalize(image, float(recorded["offset"]), float(recorded["scale"]))
         return case
-
-
-def _every_kth(values: np.ndarray) -> np.ndarray:
-    step = max(1, math.ceil(values.size / MAX_SAMPLED_VOXELS))
-    # A step that shares no factor with the voxel count visits every row and column, not one plane again and again.
-    while math.gcd(step, values.size) != 1:
-        step += 1
-    return values[::step]
 
 
 def _require_positive(scale: float) -> None:

@@ -6,6 +6,8 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from adl_monai.data.formats import OUTPUT_SUFFIXES, output_format, scan_format, scan_suffix
@@ -43,7 +45,26 @@ def check_output(path: Path, source: Path | None = None, overwrite: bool = False
         raise OutputError(f"{path}: this file exists; choose another name or allow overwriting (--overwrite).")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: its folder does not exist or is not writable; make it, or choose another.")
-    _check_room(path, source)
+    _check_room_for(path, source)
+
+
+@contextmanager
+def publishing(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Yields a temporary name beside ``path``; what the block wrote there takes the name ``path`` if it succeeds.
+
+    Raises:
+        OutputError: If the output cannot be written. Nothing is left behind then, and an old one stays as it was.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}{scan_suffix(path).lower()}")
+    try:
+        yield temporary
+        publish(temporary, path, overwrite)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: could not be written ({error.strerror or error}); nothing was left behind."
+        ) from error
+    finally:
+        remove(temporary)
 
 
 def sync(path: Path) -> None:
@@ -146,12 +167,21 @@ def _check_old_folder(path: Path, overwrite: bool) -> None:
         )
 
 
-def _check_room(path: Path, source: Path | None) -> None:
+def _check_room_for(path: Path, source: Path | None) -> None:
     """Refuse where not even half of the source's bytes are free: compression is rarely that much better."""
     if source is None or not source.exists():
         return
     files = [child for child in source.iterdir() if child.is_file()] if source.is_dir() else [source]
-    needed, free = sum(file.stat().st_size for file in files) // 2, shutil.disk_usage(path.parent).free
+    check_room(path, sum(file.stat().st_size for file in files) // 2)
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Refuse an output whose disk has less than ``needed`` bytes left.
+
+    Raises:
+        OutputError: Naming both numbers.
+    """
+    free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OutputError(
             f"{path}: the disk has {free:,} bytes left and this needs at least {needed:,}; make room "

@@ -114,29 +114,52 @@ def to_float32(stored: np.ndarray, path: Path, slope: float = 1.0, inter: float 
     Raises:
         ScanFileError: If stored voxels are NaN or infinite, or values leave the range of float32.
     """
-    if stored.dtype.kind == "f":
-        finite = int(np.count_nonzero(np.isfinite(stored)))
-        if finite != stored.size:
-            raise ScanFileError(
-                f"{path}: {stored.size - finite} of {stored.size} voxels are NaN or infinite; expected finite values "
-                "only. Replace them (for example with the background value) and try again."
-            )
+    check_scale(path, count_not_finite(stored), 0, stored.size, slope, inter)
+    values = np.empty(stored.shape, np.float32)
+    for start in range(0, stored.shape[-1], _BLOCK):
+        values[..., start : start + _BLOCK] = scaled(stored[..., start : start + _BLOCK], slope, inter)
+    check_scale(path, 0, count_not_finite(values), values.size, slope, inter)
+    return values
+
+
+def scaled(stored: np.ndarray, slope: float = 1.0, inter: float = 0.0) -> np.ndarray:
+    """The arithmetic of `to_float32` on a block of voxels, in their memory order; what overflows becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = stored if slope == 1 and inter == 0 else stored.astype(np.float64) * slope + inter
+        return exact.astype(np.float32)
+
+
+def count_not_finite(voxels: np.ndarray) -> int:
+    """How many voxels are NaN or infinite."""
+    return voxels.size - int(np.count_nonzero(np.isfinite(voxels))) if voxels.dtype.kind == "f" else 0
+
+
+def check_scale(path: Path, broken: int, beyond: int, size: int, slope: float, inter: float) -> None:
+    """Refuse voxels by what was counted in them, as `to_float32` does.
+
+    Args:
+        path: Named in errors.
+        broken: Stored voxels that are NaN or infinite.
+        beyond: Values that leave the range of float32.
+        size: Number of voxels.
+        slope: Of the scale.
+        inter: Of the scale.
+
+    Raises:
+        ScanFileError: If there are any, or the slope is too small for float32.
+    """
+    if broken:
+        raise ScanFileError(
+            f"{path}: {broken} of {size} voxels are NaN or infinite; expected finite values "
+            "only. Replace them (for example with the background value) and try again."
+        )
     if abs(slope) < float(np.finfo(np.float32).tiny):
         raise ScanFileError(f"{path}: the scale slope {slope:g} is too small for float32; correct the header.")
-    values = np.empty(stored.shape, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, stored.shape[-1], _BLOCK):
-            block = stored[..., start : start + _BLOCK]
-            values[..., start : start + _BLOCK] = (
-                block if slope == 1 and inter == 0 else block.astype(np.float64) * slope + inter
-            )
-    finite = int(np.count_nonzero(np.isfinite(values)))
-    if finite != values.size:
+    if beyond:
         raise ScanFileError(
-            f"{path}: {values.size - finite} values exceed the range of float32 (3.4e38, slope {slope:g}, "
+            f"{path}: {beyond} values exceed the range of float32 (3.4e38, slope {slope:g}, "
             f"intercept {inter:g}); rescale the image or correct its header."
         )
-    return values
 
 
 def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slope: float = 1.0) -> None:

@@ -15,7 +15,6 @@ import torch
 
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.formats import output_format
-from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
@@ -26,15 +25,13 @@ from adl_monai.errors import (
     is_out_of_memory,
     surfacing_user_errors,
 )
-from adl_monai.stages.outputs import Job, check_outputs, is_done, plan_jobs, size_of, write_preview
+from adl_monai.stages.outputs import Job, check_outputs, is_done, plan_jobs, size_of, warn_of_spacing, write_preview
 from adl_monai.stages.pipeline import Steps, run_steps
 from adl_monai.stages.shards import Shard
+from adl_monai.stages.stream import denoise_stream, needs_streaming
 from adl_monai.stages.tally import InferenceResult, Tally
 
 logger = logging.getLogger(__name__)
-
-USUAL_MM = (0.02, 20.0)
-"""Voxel edges that images of patients have, from micro-CT to thick slices; others are most likely a wrong unit."""
 
 
 class DenoiserChoice:
@@ -42,11 +39,13 @@ class DenoiserChoice:
 
     Args:
         model: See ``adl_monai.bundle.find_bundle``.
+        max_memory: See ``infer``.
         **options: See ``adl_monai.bundle.load_denoiser``.
     """
 
-    def __init__(self, model: str | Path | None, **options: Any) -> None:
+    def __init__(self, model: str | Path | None, max_memory: int | None = None, **options: Any) -> None:
         self.model = model
+        self.max_memory = max_memory
         self.options = options
         self._loaded: dict[int, Denoiser] = {}
 
@@ -82,6 +81,7 @@ def infer(
     resume: bool = False,
     preview: bool = False,
     progress: bool = False,
+    max_memory: int | None = None,
     shard: Shard | None = None,
     report: Callable[[InferenceResult], None] | None = None,
     summarize: Callable[[str], None] | None = None,
@@ -107,6 +107,8 @@ def infer(
             replaced.
         preview: Also write ``<name>_denoised_preview.png``: noisy, denoised, residual.
         progress: Show a bar over the tiles.
+        max_memory: Bytes that a volume in memory may take; a larger one, if it is NIfTI and becomes NIfTI, is denoised
+            box by box, with the same result. None takes half of the memory that is available.
         shard: Which process this is, where several share the scans; None does all. Each process is to be given the same
             inputs; it looks at the outputs of its own share alone.
         report: Called after each scan that was denoised, in the order of the scans.
@@ -142,6 +144,7 @@ def infer(
         if left:
             denoisers = DenoiserChoice(
                 model,
+                max_memory,
                 device=shard.device(device),
                 precision=precision,
                 strength=strength,
@@ -273,15 +276,27 @@ def _steps(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, Infere
         with _explaining(case.job):
             return _write(case, preview)
 
-    return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), _runs_whole)
+    def streams(job: Job) -> bool:
+        try:
+            return _streams(denoisers, job)
+        except AdlError:  # a bad file: reading it will say so, where the failure of a scan is expected
+            return False
+
+    return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), streams)
 
 
-def _runs_whole(job: Job) -> bool:
-    """Whether a scan's denoising reads and writes it too, by pieces: it gets ``_denoise_job``, and no neighbour."""
-    return False
+def _streams(denoisers: DenoiserChoice, job: Job) -> bool:
+    """Whether a scan is denoised from disk to disk, by pieces: alone, since it takes all the memory that is allowed."""
+    return denoisers.get().inferer.can_stream(denoisers.get().network) and needs_streaming(job, denoisers.max_memory)
 
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
+    if _streams(denoisers, job):
+        options = {key: denoisers.options[key] for key in ("strength", "overwrite") if key in denoisers.options}
+        dtype = denoisers.options.get("output_dtype", "same")
+        denoiser = denoisers.get()
+        clipped = denoise_stream(job, denoiser, denoiser.inferer, dtype=dtype, preview=preview, **options)
+        return InferenceResult(job.source, job.output, clipped)
     return _write(_compute(_read(denoisers, job)), preview)
 
 
@@ -293,14 +308,7 @@ def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
     if fitting is not denoiser:
         denoiser, case = fitting, fitting.preprocessing(source)
     noisy = case["image"]
-    spacing = spacing_from_affine(noisy.affine.numpy())[: noisy.ndim - 1]
-    if min(spacing) < USUAL_MM[0] or max(spacing) > USUAL_MM[1]:
-        logger.warning(
-            "%s: voxels of %s mm; expected %g to %g mm. Check the spacing and units in its header; they are kept.",
-            job.source,
-            " x ".join(f"{edge:g}" for edge in spacing),
-            *USUAL_MM,
-        )
+    warn_of_spacing(job.source, noisy.affine.numpy(), noisy.ndim - 1)
     return _Case(job, denoiser, case)
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from adl_monai.data.formats import find_scans, is_scan, scan_suffix
+from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.monai_io import default_output_path
 from adl_monai.data.output import check_output
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.files import replacing
 from adl_monai.manifest import load_manifest
+
+logger = logging.getLogger(__name__)
+
+USUAL_MM = (0.02, 20.0)
+"""Voxel edges that images of patients have, from micro-CT to thick slices; others are most likely a wrong unit."""
 
 SMALLEST_PICTURE = 256  # pixels high, or little less
 
@@ -104,6 +112,18 @@ def is_done(job: Job) -> bool:
 def size_of(job: Job) -> int:
     """Bytes of a scan's files."""
     return sum(file.stat().st_size for file in _files(job.source))
+
+
+def warn_of_spacing(source: Path, affine: np.ndarray, axes: int = 3) -> None:
+    """Log a voxel size that no image of a patient has; ``affine`` is (4, 4), voxel to mm."""
+    spacing = spacing_from_affine(affine)[:axes]
+    if min(spacing) < USUAL_MM[0] or max(spacing) > USUAL_MM[1]:
+        logger.warning(
+            "%s: voxels of %s mm; expected %g to %g mm. Check the spacing and units in its header; they are kept.",
+            source,
+            " x ".join(f"{edge:g}" for edge in spacing),
+            *USUAL_MM,
+        )
 
 
 def write_preview(path: Path, noisy: Tensor, denoised: Tensor) -> None:

@@ -1,0 +1,200 @@
+"""Denoising a volume larger than the memory: from one NIfTI file to another, box by box.
+
+The same steps as a bundle's ``inference.json`` describes for a volume in memory (normalise, denoise, blend, undo the
+normalisation, store like the source), and the same output.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adl_monai.bundle import Denoiser
+from adl_monai.data.formats import output_format, scan_format
+from adl_monai.data.nifti import peek_header
+from adl_monai.data.nifti_sink import NiftiSink, nifti_sink
+from adl_monai.data.nifti_stream import NiftiSource, open_nifti_source
+from adl_monai.data.normalization import denormalize, normalize
+from adl_monai.data.output import check_output
+from adl_monai.data.overlap import ReadAhead, WriteBehind
+from adl_monai.data.raw_voxels import Box, lengths, slabs
+from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is available: what a volume in memory may take where no other budget is given."""
+
+
+@runtime_checkable
+class StreamingInferer(Protocol):
+    """An inferer that never sees the whole volume.
+
+    Boxes are three slices along the file's axes (i, j, k).
+    """
+
+    def stream(
+        self,
+        read: Callable[[Box], Tensor],
+        write: Callable[[Box, Tensor], None],
+        shape: tuple[int, int, int],
+        network: Any,
+    ) -> None:
+        """Denoise a volume.
+
+        Args:
+            read: Gives the normalised voxels of a box, (1, 1, h, w, d), float32.
+            write: Takes the denoised voxels of a box, in the same layout; every voxel once.
+            shape: Of the volume.
+            network: As in a call of the inferer.
+        """
+
+    def columns(self, shape: tuple[int, int, int]) -> int:
+        """In how many columns along k it cuts a volume; one means that boxes are whole planes, in the order of k."""
+
+
+def needs_streaming(job: Job, max_memory: int | None = None) -> bool:
+    """Whether a job is a NIfTI volume, to become NIfTI, that denoising in memory would need too much memory for.
+
+    Args:
+        job: The job.
+        max_memory: Budget in bytes; None takes ``MEMORY_SHARE`` of what is available now.
+
+    Raises:
+        AdlError: If the source is not a sound NIfTI file, as far as its header tells.
+    """
+    if job.source.is_dir() or scan_format(job.source) != "nifti" or output_format(job.output) != "nifti":
+        return False
+    header = peek_header(job.source)
+    budget = MEMORY_SHARE * available_memory() if max_memory is None else max_memory
+    return len(header.shape) == 3 and memory_needed(header.shape, header.dtype) > budget
+
+
+def memory_needed(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Bytes that denoising in memory takes at its peak, beside the network.
+
+    Measured: 25 for each voxel of an int16 volume, 28 for float32 (five float32 copies and twice the stored voxels).
+    """
+    return math.prod(shape) * (22 + 2 * dtype.itemsize)
+
+
+def available_memory() -> int:
+    """Bytes that programs could take without swapping; where the system does not say, all that the machine has."""
+    try:
+        found = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found[1]) * 1024
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 8 << 30
+
+
+def denoise_stream(
+    job: Job,
+    denoiser: Denoiser,
+    inferer: StreamingInferer,
+    *,
+    strength: float = 1.0,
+    dtype: str = "same",
+    overwrite: bool = False,
+    preview: bool = False,
+) -> int:
+    """Denoise a NIfTI volume of three axes into a NIfTI file without holding it in memory.
+
+    Args:
+        job: Source and output.
+        denoiser: The network and its percentiles.
+        inferer: Runs the network.
+        strength: As in ``adl_monai.stages.infer.infer``, like the other options.
+        dtype: ``same`` or ``float32``.
+        overwrite: Replace an existing output.
+        preview: Also write a picture of the middle planes.
+
+    Returns:
+        The number of voxels that did not fit the output's integer type and were saturated.
+
+    Raises:
+        AdlError: If the scan cannot be read or the output written; nothing is left behind then.
+    """
+    check_output(job.output, job.source, overwrite)  # before the scan is read through, which may take minutes
+    with open_nifti_source(job.source, job.output) as source:
+        warn_of_spacing(job.source, source.header.affine)
+        offset, scale = source.robust_range(*denoiser.percentiles)
+        constant = scale == 0
+        if constant:
+            logger.warning("%s is constant and is written unchanged", job.source)
+        in_order = constant or inferer.columns(source.shape) == 1
+        middle = _MiddlePlane(source.shape) if preview else None
+        with nifti_sink(job.output, job.source, source.header, dtype, overwrite, in_order) as sink:
+            if constant:
+                _copy(source, sink)
+            else:
+                _run(source, sink, denoiser, inferer, (offset, scale), strength, middle)
+        if middle is not None:
+            noisy = normalize(torch.from_numpy(source.read(middle.box)), offset, scale or 1.0)[None]
+            write_preview(job.preview, noisy, noisy if constant else middle.plane)
+    return sink.clipped
+
+
+def _run(
+    source: NiftiSource,
+    sink: NiftiSink,
+    denoiser: Denoiser,
+    inferer: StreamingInferer,
+    intensities: tuple[float, float],
+    strength: float,
+    middle: _MiddlePlane | None,
+) -> None:
+    def read(box: Box) -> Tensor:
+        noisy = torch.empty(1, 1, *lengths(box))
+        for part, planes in slabs(box):
+            noisy[0, 0, :, :, planes] = normalize(torch.from_numpy(source.read(part)), *intensities)
+        return noisy
+
+    with ReadAhead(read, source.shape[2]) as ahead, WriteBehind(sink.write) as behind:
+
+        def write(box: Box, denoised: Tensor) -> None:
+            if middle is not None:
+                middle.take(box, denoised)
+            pred = denoised.detach().float().cpu()
+            if strength != 1:
+                pred = torch.lerp(read(box), pred, strength)
+            # A new tensor: the inferer may go on with its own while this one is written.
+            behind(box, denormalize(pred, *intensities)[0, 0].numpy())
+
+        with torch.inference_mode():
+            inferer.stream(ahead, write, source.shape, denoiser.network)
+        behind.close()
+
+
+def _copy(source: NiftiSource, sink: NiftiSink) -> None:
+    rows, columns, planes = source.shape
+    for part, _ in slabs((slice(0, rows), slice(0, columns), slice(0, planes))):
+        sink.write(part, source.read(part))
+
+
+class _MiddlePlane:
+    """Collects the denoised voxels of the plane that a preview shows."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        rows, columns, planes = shape
+        self.box = slice(0, rows), slice(0, columns), slice(planes // 2, planes // 2 + 1)
+        self.plane = torch.zeros(1, rows, columns, 1)
+
+    def take(self, box: Box, denoised: Tensor) -> None:
+        rows, columns, planes = box
+        index = self.box[2].start - planes.start
+        if 0 <= index < planes.stop - planes.start:
+            self.plane[0, rows, columns, 0] = denoised[0, 0, :, :, index].float().cpu()

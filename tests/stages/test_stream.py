@@ -1,0 +1,294 @@
+"""A volume denoised box by box comes out as one denoised in memory does."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adl_monai.data.normalization import MAX_SAMPLED_VOXELS
+from adl_monai.data.output import publish
+from adl_monai.errors import OutputError
+from adl_monai.stages import infer as infer_module
+from adl_monai.stages.infer import infer
+from adl_monai.stages.outputs import Job
+from adl_monai.stages.stream import available_memory, denoise_stream, memory_needed, needs_streaming
+from tests.data.conftest import build_nifti, oblique_affine
+from tests.streaming import stand_in
+
+Model = Callable[..., Path]
+SHAPE = (13, 18, 23)
+
+
+def voxels(dtype: str, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    if np.dtype(dtype).kind == "f":
+        return rng.normal(40, 300, shape).astype(dtype)
+    limits = np.iinfo(dtype)
+    return rng.integers(max(limits.min, -30000), min(limits.max, 30000), shape, endpoint=True).astype(dtype)
+
+
+def both_ways(
+    source: Path, folder: Path, model: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[list[Path], list[int]]:
+    """The two outputs and their reports: in memory, and box by box (which must really have been taken)."""
+    outputs, clipped, calls = [], [], []
+
+    def counted(*arguments: Any, **named: Any) -> int:
+        calls.append(arguments)
+        return denoise_stream(*arguments, **named)
+
+    monkeypatch.setattr(infer_module, "denoise_stream", counted)
+    for name, budget in (("memory", 1 << 40), ("stream", 0)):
+        (result,) = infer([source], folder / f"{name}{suffix}", model=model, max_memory=budget, **options)
+        outputs.append(result.output)
+        clipped.append(result.clipped)
+    assert len(calls) == 1
+    return outputs, clipped
+
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("int16", {"codes": (4, 2), "units": 2 + 16}, {}),
+    ("int16", {"scale": (0.37, -1024.0)}, {"strength": 0.4}),
+    ("int16", {"order": ">", "scale": (-0.5, 20.0), "version": 2, "extension": b"a note"}, {}),
+    ("uint8", {}, {}),
+    ("uint8", {"scale": (0.0, float("nan"))}, {"dtype": "float32"}),
+    ("float32", {}, {"strength": 0.7}),
+    ("float32", {"order": ">"}, {}),
+    ("float64", {"scale": (2.0, 1.0)}, {}),
+    ("uint32", {"order": ">"}, {"dtype": "float32", "strength": 0.25}),
+]
+
+
+KINDS = [(".nii", ".nii"), (".nii.gz", ".nii.gz"), (".nii", ".nii.gz"), (".nii.gz", ".nii")]
+
+
+@pytest.mark.parametrize(
+    "dtype, header, options, names, cut",
+    [(*CASES[0], names, cut) for names in KINDS for cut in (1, 2)]
+    + [(*case, KINDS[index % 2], 1 + index % 3 % 2) for index, case in enumerate(CASES[1:])],
+    ids=lambda value: str(value)[:40],
+)
+def test_the_output_equals_that_of_memory(
+    tmp_path: Path,
+    identity_model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    header: dict[str, Any],
+    options: dict[str, Any],
+    names: tuple[str, str],
+    cut: int,
+) -> None:
+    stand_in(monkeypatch, cut)
+    source = build_nifti(tmp_path / f"scan{names[0]}", voxels(dtype), oblique_affine(), **header)
+    outputs, clipped = both_ways(source, tmp_path, identity_model(3), names[1], monkeypatch, **options)
+    inflate = gzip.decompress if names[1].endswith(".gz") else bytes
+    expected, found = (inflate(path.read_bytes()) for path in outputs)
+    assert found == expected
+    assert found != (gzip.decompress if names[0].endswith(".gz") else bytes)(source.read_bytes())
+    assert clipped[0] == clipped[1]
+    assert (clipped[0] > 0) is (dtype in ("int16", "uint8") and "dtype" not in options), "nothing was saturated"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40), (40, 1, 1), (7, 9, 1), (37, 61, 3, 1), (5, 6, 64)], ids=str)
+def test_odd_shapes(tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, shape: Any) -> None:
+    stand_in(monkeypatch)
+    source = build_nifti(tmp_path / "scan.nii", voxels("int16", shape))
+    (expected, found), _ = both_ways(source, tmp_path, identity_model(3), ".nii", monkeypatch)
+    assert found.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("rest", ["0", "5e-5"])
+def test_above_the_sample_the_range_is_the_same_too(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, rest: str
+) -> None:
+    """More voxels than are sampled; in the second case nearly all are equal, and the extremes set the range."""
+    stand_in(monkeypatch, planes=32)
+    shape = (131, 127, 141)
+    assert math.prod(shape) > MAX_SAMPLED_VOXELS
+    rng = np.random.default_rng(0)
+    stored = rng.normal(0, 100, shape).astype(np.float32)
+    if float(rest):
+        stored[rng.random(shape) > float(rest)] = 7
+    source = build_nifti(tmp_path / "scan.nii", stored)
+    (expected, found), _ = both_ways(source, tmp_path, identity_model(3), ".nii", monkeypatch)
+    assert found.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_preview_is_the_same(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, cut: int, constant: bool
+) -> None:
+    stand_in(monkeypatch, cut)
+    stored = np.full(SHAPE, 42, np.int16) if constant else voxels("int16")
+    source = build_nifti(tmp_path / "scan.nii", stored)
+    outputs, _ = both_ways(source, tmp_path, identity_model(3), ".nii", monkeypatch, preview=True, strength=0.5)
+    expected, found = (np.asarray(Image.open(path.with_name(f"{path.stem}_preview.png"))) for path in outputs)
+    np.testing.assert_array_equal(found, expected)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_warnings_are_the_same(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in(monkeypatch)
+    source = build_nifti(
+        tmp_path / "scan.nii.gz",
+        voxels("int64") + 2**40,
+        np.diag([1e-3, 1e-3, 1e-3, 1.0]),
+        codes=(1, 1),
+        fields={"qoffset_x": 99.0, "pixdim": [1, 2, 2, 2, 0, 0, 0, 0]},
+    )
+    with caplog.at_level(logging.WARNING):
+        both_ways(source, tmp_path, identity_model(3), ".nii", monkeypatch)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) >= 8
+    half = len(said) // 2
+    assert said[half:] == [line.replace("memory.nii", "stream.nii") for line in said[:half]]
+
+
+def test_which_jobs_are_streamed(tmp_path: Path) -> None:
+    volume = build_nifti(tmp_path / "a.nii.gz", voxels("int16"))
+    image = build_nifti(tmp_path / "b.nii", voxels("int16", (30, 40)))
+    need = memory_needed(SHAPE, np.dtype(np.int16))
+    assert 24 <= need / math.prod(SHAPE) <= 28
+    assert needs_streaming(Job(volume, tmp_path / "o.nii"), need - 1)
+    assert not needs_streaming(Job(volume, tmp_path / "o.nii"), need)
+    assert not needs_streaming(Job(volume, tmp_path / "o.nii"))
+    assert not needs_streaming(Job(volume, tmp_path / "o.mha"), 0)
+    assert not needs_streaming(Job(image, tmp_path / "o.nii"), 0)
+    assert not needs_streaming(Job(tmp_path, tmp_path / "o.nii"), 0)
+
+
+def test_available_memory_is_a_part_of_the_machines() -> None:
+    text = Path("/proc/meminfo")
+    if not text.exists():
+        pytest.skip("no /proc/meminfo here")
+    total = int(re.search(r"MemTotal: *(\d+)", text.read_text())[1]) * 1024
+    assert 0 < available_memory() < total
+
+
+@pytest.mark.parametrize("where", ["read", "write", "network"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_failure_on_the_way_comes_out_and_leaves_nothing(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, where: str, suffix: str
+) -> None:
+    """Whichever thread it happens in."""
+    stand_in(monkeypatch)
+    source = build_nifti(tmp_path / f"scan{suffix}", voxels("int16"))
+    model = identity_model(3)
+    places = {
+        "read": ("adl_monai.data.nifti_stream.NiftiSource.read", KeyError),
+        "write": ("adl_monai.data.nifti_sink.quantise", OSError),
+        "network": ("tests.streaming.brighter", KeyError),
+    }
+    name, kind = places[where]
+    calls: list[int] = []
+
+    def fail(*arguments: Any) -> None:
+        calls.append(threading.get_ident())
+        raise kind(28, "No space left on device")
+
+    monkeypatch.setattr(name, fail)
+    before = {*tmp_path.rglob("*"), tmp_path / "out"}
+    with pytest.raises(OutputError if kind is OSError else kind, match="No space left"):
+        infer([source], tmp_path / "out" / f"o{suffix}", model=model, max_memory=0)
+    assert calls
+    assert (threading.get_ident() in calls) is (where != "write")
+    assert set(tmp_path.rglob("*")) == before
+    assert threading.active_count() == 1
+
+
+def test_what_the_disk_did_not_keep_is_noticed(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    source = build_nifti(tmp_path / "scan.nii", voxels("int16"))
+    model = identity_model(3)
+
+    def damage(path: Path) -> None:
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.write_bytes(raw)
+
+    monkeypatch.setattr("adl_monai.data.nifti_sink.sync", damage)
+    for suffix, words in ((".nii", "differs in voxels"), (".nii.gz", "cannot be read back")):
+        with pytest.raises(OutputError, match=words):
+            infer([source], tmp_path / "out" / f"o{suffix}", model=model, max_memory=0)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_of_two_writers_one_wins(tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    source = build_nifti(tmp_path / "scan.nii", voxels("int16"))
+    target = tmp_path / "out" / "o.nii"
+
+    def meanwhile(temporary: Path, path: Path, overwrite: bool) -> None:
+        path.write_bytes(b"another's")
+        publish(temporary, path, overwrite)
+
+    monkeypatch.setattr("adl_monai.data.output.publish", meanwhile)
+    with pytest.raises(OutputError, match="another process"):
+        infer([source], target, model=identity_model(3), max_memory=0)
+    assert target.read_bytes() == b"another's"
+    assert list(target.parent.iterdir()) == [target]
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from types import SimpleNamespace
+from adl_monai.stages.outputs import Job
+from adl_monai.stages.stream import denoise_stream
+from tests.streaming import box_by_box
+
+class Inferer:
+    def __init__(self, cut):
+        self.cut = cut
+    def stream(self, read, write, shape, network):
+        box_by_box(read, write, shape, self.cut, 8)
+    def columns(self, shape):
+        return self.cut * self.cut
+
+def held(name):
+    return int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+denoiser = SimpleNamespace(percentiles=(0.5, 99.5), network=None)
+for cut in (1, 2):
+    for name in sys.argv[1:]:
+        source = Path(name)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = held("VmRSS")
+        output = source.with_name(f"{cut}_{source.name}")
+        denoise_stream(Job(source, output), denoiser, Inferer(cut), strength=0.5)
+        print(held("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
+    """Float32 copies of this volume have 105 MB each, of which memory would hold six; boxes have 4 MB."""
+    stored = np.zeros((256, 256, 400), np.int16)
+    stored[::2, ::3, ::5] = 100
+    assert stored.size * 4 > 100e6
+    source = build_nifti(tmp_path / "scan.nii", stored)
+    compressed = tmp_path / "scan.nii.gz"
+    compressed.write_bytes(gzip.compress(source.read_bytes(), 1))
+    arguments = [sys.executable, "-c", PEAK, str(source), str(compressed)]
+    result = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    peaks = [int(line) for line in result.stdout.split()]
+    print(f"MB: {[peak // 10**6 for peak in peaks]}")
+    assert len(peaks) == 4
+    assert max(peaks) < 250e6
