@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -49,6 +50,20 @@ class Settings(click.ParamType):
             return key, text
 
 
+class ByteSize(click.ParamType):
+    """A number of bytes, or one with K, M, G or T for powers of 1024."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        size = float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ") if found else 0
+        if size < 2**20:
+            self.fail(f"{value!r} is not a size of at least 1M, such as 4G or 512M.", param, ctx)
+        return int(size)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="adl-monai")
 @click.option("--debug", is_flag=True, help="Show full tracebacks.")
@@ -85,6 +100,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 @click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
 @OVERWRITE
 @click.option("--resume", is_flag=True, help="Skip scans that have an output, unless it is older than the scan.")
+@click.option("--max-memory", type=ByteSize(), metavar="SIZE", help="Such as 4G.  [default: half of what is free]")
 @click.option("--preview", is_flag=True, help="Also write a PNG: noisy, denoised, residual.")
 @click.pass_obj
 def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) -> None:

@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 
-from adl_monai.cli import cli
+from adl_monai.cli import ByteSize, cli
 from tests.conftest import TINY
 
 COMMANDS = ["infer", "train", "evaluate", "prepare", "export", "listen", "info"]
@@ -140,3 +141,16 @@ def test_train_evaluate_infer_export_and_info_work_together(manifest: Path, tmp_
         assert (tmp_path / name).exists()
     facts = CliRunner().invoke(cli, ["info"])
     assert json.loads(facts.output)["bundles"].keys() == {"adl2d", "adl3d"}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4G", 4 * 2**30), ("512m", 512 * 2**20), ("1.5GiB", 3 * 2**29), ("2097152", 2**21)]
+)
+def test_sizes_of_memory(text: str, size: int) -> None:
+    assert ByteSize().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["4X", "-1G", "", "lots", "1000", "0"])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="4G"):
+        ByteSize().convert(text, None, None)

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]
 """A part of a volume by its three index axes: slices with start and stop, step 1."""
 
 _MOST_VOXELS = 1 << 20  # in one transfer, unless a plane holds more

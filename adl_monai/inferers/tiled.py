@@ -1,4 +1,4 @@
-"""Denoise an image of any size in overlapping, smoothly blended tiles."""
+"""Denoise an image of any size, in the memory that is allowed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor
 
-from adl_monai.compute import autocast, channels_last
+from adl_monai.compute import autocast, autocast_dtype, available_memory, channels_last
 from adl_monai.data.normalization import robust_range
 from adl_monai.errors import ModelError, is_out_of_memory
+from adl_monai.inferers.columns import Box
 from adl_monai.inferers.ensemble import mean_over_flips
+from adl_monai.inferers.sweep import Sweep, mirror
+from adl_monai.inferers.unet_stream import can_roll
 
 logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is available: what is used where no budget is given."""
 
 _SMALLEST_TILE = 32  # below it a tile is mostly the border that its neighbours see better
 
 
 class TiledInferer(Inferer):
-    """Pads by reflection, runs the network over overlapping tiles with Gaussian blending, crops back.
+    """Pads by reflection, runs the network, crops back.
 
-    A 2D network on a volume runs on each slice along the last axis. Blending is in float32 whatever the precision of
-    the network. Where memory runs out, it tries again with smaller tiles.
+    An ``EfficientUNet`` is swept along the image (``Sweep``): the result is that of the whole image at once, without
+    tiles or seams. Any other network, and one whose norms need statistics of the image, runs over overlapping tiles
+    with Gaussian blending; there ``tile``, ``overlap`` and ``batch_size`` count.
+
+    A 2D network on a volume runs on each slice along the last axis. Images go in and come out in float32 whatever the
+    precision of the network. Where memory runs out, it tries again with smaller pieces.
 
     Args:
         spatial_dims: Of the network: 2 or 3.
@@ -38,7 +48,8 @@ class TiledInferer(Inferer):
         ensemble: Average over mirror images (``mean_over_flips``): a little better, 4 or 8 times slower.
         percentiles: Run each image on the scale on which these two of its own are 0 and 1, and undo that afterwards:
             for clean images that got their noise after their normalisation. None takes images as they are.
-        progress: Show a progress bar over the tiles.
+        progress: Show a progress bar.
+        max_memory: Bytes that may be used, about, half of them for the network; None takes half of what is available.
 
     Raises:
         ValueError: If a tile is not a multiple of the divisor.
@@ -57,6 +68,7 @@ class TiledInferer(Inferer):
         ensemble: bool = False,
         percentiles: tuple[float, float] | None = None,
         progress: bool = False,
+        max_memory: float | None = None,
     ) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
@@ -73,6 +85,7 @@ class TiledInferer(Inferer):
         self.ensemble = ensemble
         self.percentiles = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
         self.progress = progress
+        self.max_memory = max_memory
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Denoise.
@@ -110,7 +123,101 @@ class TiledInferer(Inferer):
         )
 
     def _run(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        device = self.device or inputs.device
+        image = inputs.as_subclass(Tensor).float()
+        if can_roll(network) and not args and not kwargs:
+            sweep = self._sweep(network, inputs.device)
+            swept = self._sweep_image
+            denoised = mean_over_flips(lambda one: swept(one, sweep), image) if self.ensemble else swept(image, sweep)
+        else:
+            denoised = self._run_tiles(image, network, *args, **kwargs)
+        return _like(denoised, inputs)
+
+    def _sweep(self, network: Any, device: torch.device) -> Sweep:
+        device = self.device or device
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+        else:
+            free = available_memory()
+        budget = MEMORY_SHARE * free if self.max_memory is None else self.max_memory
+        return Sweep(network, autocast_dtype(self.precision, device), device, budget / 2)
+
+    def _sweep_image(self, image: Tensor, sweep: Sweep) -> Tensor:
+        """An image in memory, several of a batch at a time where they are small."""
+        denoised = torch.empty_like(image)
+        size = max(1, sweep.voxels // image[0, 0].numel())
+        for batch, result in zip(image.split(size), denoised.split(size), strict=True):
+
+            def read(box: Box, batch: Tensor = batch) -> Tensor:
+                return batch[:, :, *box]
+
+            def write(box: Box, part: Tensor, result: Tensor = result) -> None:
+                result[:, :, *box] = part
+
+            self._within_memory(sweep, read, write, image.shape[2:])
+        return denoised
+
+    def _within_memory(self, sweep: Sweep, read: Any, write: Any, shape: Sequence[int]) -> None:
+        """Sweep; where memory runs out, over columns of half the size, as long as nothing has been written."""
+        wrote = False
+
+        def note(box: Box, part: Tensor) -> None:
+            nonlocal wrote
+            wrote = True
+            write(box, part)
+
+        while True:
+            try:
+                return sweep(read, note, shape, self.progress)
+            except (MemoryError, RuntimeError) as error:
+                if wrote or not is_out_of_memory(error):
+                    raise
+                failure = error.with_traceback(None)  # which holds the tensors of the failed try
+            pixels = sweep.shrink(shape)
+            if pixels is None:
+                raise failure
+            logger.warning("not enough memory: trying again with columns of %d pixels at most", pixels)
+
+    def can_stream(self, network: Callable[..., Any]) -> bool:
+        """Whether ``stream`` takes this network: it sees the whole volume where it averages over mirror images."""
+        return can_roll(network) and not self.ensemble and self.percentiles is None
+
+    def columns(self, shape: Sequence[int], network: Callable[..., Any]) -> int:
+        """In how many columns along the last axis ``stream`` cuts a volume.
+
+        One means that what is read and written is whole planes, in their order.
+        """
+        if self.spatial_dims == 2:
+            return 1
+        return len(self._sweep(network, torch.device("cpu")).columns(shape))
+
+    def stream(
+        self,
+        read: Callable[[Box], Tensor],
+        write: Callable[[Box, Tensor], None],
+        shape: Sequence[int],
+        network: Callable[..., Any],
+    ) -> None:
+        """Denoise a volume that is read and written box by box, in the memory of some dozens of planes.
+
+        Args:
+            read: Gives the voxels of a box, a slice for each of the three axes: (1, C, h, w, d), float32, about [0, 1].
+            write: Takes the denoised voxels of a box, in the same layout; every voxel comes once.
+            shape: Of the volume.
+            network: For which ``can_stream`` holds.
+        """
+        sweep = self._sweep(network, torch.device("cpu"))
+        if self.spatial_dims == 3:
+            self._within_memory(sweep, read, lambda box, part: write(box, part.cpu()), shape)
+            return
+        height, width, depth = shape
+        count = max(1, sweep.voxels // (height * width))
+        for start in range(0, depth, count):
+            box = slice(0, height), slice(0, width), slice(start, min(start + count, depth))
+            slices = read(box)[0].movedim(-1, 0)
+            write(box, self._sweep_image(slices, sweep).movedim(0, -1)[None])
+
+    def _run_tiles(self, image: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        device = self.device or image.device
         layout = channels_last(self.spatial_dims)
 
         def denoise_batch(tiles: Tensor) -> Tensor:
@@ -121,7 +228,6 @@ class TiledInferer(Inferer):
         def denoise_tiles(tiles: Tensor) -> Tensor:
             return mean_over_flips(denoise_batch, tiles) if self.ensemble else denoise_batch(tiles)
 
-        image = inputs.as_subclass(Tensor).float()
         padded = pad_by_reflection(image, self.divisor)
         edges = tuple(min(edge, size) for edge, size in zip(self.tile, padded.shape[2:], strict=True))
         denoised = None
@@ -135,7 +241,7 @@ class TiledInferer(Inferer):
                     self.overlap,
                     roi_weight_map=gaussian_weights(edges, device),
                     sw_device=device,
-                    device=inputs.device,
+                    device=image.device,
                     progress=self.progress,
                 )
             except (MemoryError, RuntimeError) as error:
@@ -147,7 +253,7 @@ class TiledInferer(Inferer):
         assert isinstance(denoised, Tensor)
         for axis, size in enumerate(image.shape[2:], start=2):
             denoised = denoised.narrow(axis, 0, size)
-        return _like(denoised, inputs)
+        return denoised
 
 
 def smaller_edge(edge: int, divisor: int) -> int:
@@ -183,12 +289,7 @@ def pad_by_reflection(image: Tensor, divisor: int) -> Tensor:
         divisor: Positive.
     """
     for axis in range(2, image.ndim):
-        size = image.shape[axis]
-        target = -(-size // divisor) * divisor
-        if target != size:
-            period = max(2 * (size - 1), 1)
-            position = torch.arange(target, device=image.device) % period
-            image = image.index_select(axis, torch.where(position < size, position, period - position))
+        image = mirror(image, axis, -(-image.shape[axis] // divisor) * divisor)
     return image
 
 

@@ -3,6 +3,7 @@
 from adl_monai.networks.blocks import ContentEnhancer, ResidualBlock, TransformerHead
 from adl_monai.networks.discriminator import EfficientUNetDiscriminator
 from adl_monai.networks.efficient_unet import EfficientUNet
+from adl_monai.networks.receptive_field import receptive_margin
 
 __all__ = [
     "ContentEnhancer",
@@ -10,4 +11,5 @@ __all__ = [
     "EfficientUNetDiscriminator",
     "ResidualBlock",
     "TransformerHead",
+    "receptive_margin",
 ]

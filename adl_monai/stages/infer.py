@@ -19,6 +19,7 @@ from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
 from adl_monai.errors import (
+    AdlError,
     ModelError,
     OutOfMemoryError,
     UsageError,
@@ -39,13 +40,11 @@ class DenoiserChoice:
 
     Args:
         model: See ``adl_monai.bundle.find_bundle``.
-        max_memory: See ``infer``.
         **options: See ``adl_monai.bundle.load_denoiser``.
     """
 
-    def __init__(self, model: str | Path | None, max_memory: int | None = None, **options: Any) -> None:
+    def __init__(self, model: str | Path | None, **options: Any) -> None:
         self.model = model
-        self.max_memory = max_memory
         self.options = options
         self._loaded: dict[int, Denoiser] = {}
 
@@ -107,8 +106,9 @@ def infer(
             replaced.
         preview: Also write ``<name>_denoised_preview.png``: noisy, denoised, residual.
         progress: Show a bar over the tiles.
-        max_memory: Bytes that a volume in memory may take; a larger one, if it is NIfTI and becomes NIfTI, is denoised
-            box by box, with the same result. None takes half of the memory that is available.
+        max_memory: Bytes that may be used, about: half for the volume, half for the network. A larger volume, if it is
+            NIfTI and becomes NIfTI, is denoised box by box, with the same result. None takes half of the memory that is
+            available.
         shard: Which process this is, where several share the scans; None does all. Each process is to be given the same
             inputs; it looks at the outputs of its own share alone.
         report: Called after each scan that was denoised, in the order of the scans.
@@ -144,7 +144,6 @@ def infer(
         if left:
             denoisers = DenoiserChoice(
                 model,
-                max_memory,
                 device=shard.device(device),
                 precision=precision,
                 strength=strength,
@@ -153,6 +152,7 @@ def infer(
                 output_dtype=dtype,
                 overwrite=overwrite or (resume and any(job.output.exists() for job in left)),
                 progress=progress,
+                max_memory=max_memory,
             )
             shard.use_its_cores()
             denoisers.get()  # a wrong model is an error before the first scan
@@ -287,7 +287,9 @@ def _steps(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, Infere
 
 def _streams(denoisers: DenoiserChoice, job: Job) -> bool:
     """Whether a scan is denoised from disk to disk, by pieces: alone, since it takes all the memory that is allowed."""
-    return denoisers.get().inferer.can_stream(denoisers.get().network) and needs_streaming(job, denoisers.max_memory)
+    return denoisers.get().inferer.can_stream(denoisers.get().network) and needs_streaming(
+        job, denoisers.options.get("max_memory")
+    )
 
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
@@ -295,7 +297,7 @@ def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> Inferenc
         options = {key: denoisers.options[key] for key in ("strength", "overwrite") if key in denoisers.options}
         dtype = denoisers.options.get("output_dtype", "same")
         denoiser = denoisers.get()
-        clipped = denoise_stream(job, denoiser, denoiser.inferer, dtype=dtype, preview=preview, **options)
+        clipped = denoise_stream(job, denoiser, dtype=dtype, preview=preview, **options)
         return InferenceResult(job.source, job.output, clipped)
     return _write(_compute(_read(denoisers, job)), preview)
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adl_monai.bundle import Denoiser
+from adl_monai.compute import available_memory
 from adl_monai.data.formats import output_format, scan_format
 from adl_monai.data.nifti import peek_header
 from adl_monai.data.nifti_sink import NiftiSink, nifti_sink
@@ -27,39 +23,10 @@ from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, lengths, slabs
+from adl_monai.inferers.tiled import MEMORY_SHARE
 from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
 
 logger = logging.getLogger(__name__)
-
-MEMORY_SHARE = 0.5
-"""Of the memory that is available: what a volume in memory may take where no other budget is given."""
-
-
-@runtime_checkable
-class StreamingInferer(Protocol):
-    """An inferer that never sees the whole volume.
-
-    Boxes are three slices along the file's axes (i, j, k).
-    """
-
-    def stream(
-        self,
-        read: Callable[[Box], Tensor],
-        write: Callable[[Box, Tensor], None],
-        shape: tuple[int, int, int],
-        network: Any,
-    ) -> None:
-        """Denoise a volume.
-
-        Args:
-            read: Gives the normalised voxels of a box, (1, 1, h, w, d), float32.
-            write: Takes the denoised voxels of a box, in the same layout; every voxel once.
-            shape: Of the volume.
-            network: As in a call of the inferer.
-        """
-
-    def columns(self, shape: tuple[int, int, int]) -> int:
-        """In how many columns along k it cuts a volume; one means that boxes are whole planes, in the order of k."""
 
 
 def needs_streaming(job: Job, max_memory: int | None = None) -> bool:
@@ -67,7 +34,7 @@ def needs_streaming(job: Job, max_memory: int | None = None) -> bool:
 
     Args:
         job: The job.
-        max_memory: Budget in bytes; None takes ``MEMORY_SHARE`` of what is available now.
+        max_memory: Budget in bytes, half of it for the volume; None takes ``MEMORY_SHARE`` of what is available now.
 
     Raises:
         AdlError: If the source is not a sound NIfTI file, as far as its header tells.
@@ -76,7 +43,7 @@ def needs_streaming(job: Job, max_memory: int | None = None) -> bool:
         return False
     header = peek_header(job.source)
     budget = MEMORY_SHARE * available_memory() if max_memory is None else max_memory
-    return len(header.shape) == 3 and memory_needed(header.shape, header.dtype) > budget
+    return len(header.shape) == 3 and memory_needed(header.shape, header.dtype) > budget / 2
 
 
 def memory_needed(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -87,24 +54,9 @@ def memory_needed(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return math.prod(shape) * (22 + 2 * dtype.itemsize)
 
 
-def available_memory() -> int:
-    """Bytes that programs could take without swapping; where the system does not say, all that the machine has."""
-    try:
-        found = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        found = None
-    if found is not None:
-        return int(found[1]) * 1024
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows
-        return 8 << 30
-
-
 def denoise_stream(
     job: Job,
     denoiser: Denoiser,
-    inferer: StreamingInferer,
     *,
     strength: float = 1.0,
     dtype: str = "same",
@@ -115,8 +67,7 @@ def denoise_stream(
 
     Args:
         job: Source and output.
-        denoiser: The network and its percentiles.
-        inferer: Runs the network.
+        denoiser: Whose inferer can stream its network.
         strength: As in ``adl_monai.stages.infer.infer``, like the other options.
         dtype: ``same`` or ``float32``.
         overwrite: Replace an existing output.
@@ -135,13 +86,13 @@ def denoise_stream(
         constant = scale == 0
         if constant:
             logger.warning("%s is constant and is written unchanged", job.source)
-        in_order = constant or inferer.columns(source.shape) == 1
+        in_order = constant or denoiser.inferer.columns(source.shape, denoiser.network) == 1
         middle = _MiddlePlane(source.shape) if preview else None
         with nifti_sink(job.output, job.source, source.header, dtype, overwrite, in_order) as sink:
             if constant:
                 _copy(source, sink)
             else:
-                _run(source, sink, denoiser, inferer, (offset, scale), strength, middle)
+                _run(source, sink, denoiser, (offset, scale), strength, middle)
         if middle is not None:
             noisy = normalize(torch.from_numpy(source.read(middle.box)), offset, scale or 1.0)[None]
             write_preview(job.preview, noisy, noisy if constant else middle.plane)
@@ -152,7 +103,6 @@ def _run(
     source: NiftiSource,
     sink: NiftiSink,
     denoiser: Denoiser,
-    inferer: StreamingInferer,
     intensities: tuple[float, float],
     strength: float,
     middle: _MiddlePlane | None,
@@ -175,7 +125,7 @@ def _run(
             behind(box, denormalize(pred, *intensities)[0, 0].numpy())
 
         with torch.inference_mode():
-            inferer.stream(ahead, write, source.shape, denoiser.network)
+            denoiser.inferer.stream(ahead, write, source.shape, denoiser.network)
         behind.close()
 
 

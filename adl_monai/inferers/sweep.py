@@ -1,0 +1,165 @@
+"""Leads an Efficient-UNet along an image that is read and written piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adl_monai.inferers.columns import Box, Column, plan_columns, smallest_column
+from adl_monai.inferers.unet_stream import UNetStream
+from adl_monai.networks import EfficientUNet, receptive_margin
+
+CELL = 8  # three strides of 2
+VOXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # on a CPU, what stays in the cache
+LEAST_READ = 8  # planes
+SAFETY = 1.25  # of the estimated memory, for what layers need besides their planes
+
+Read = Callable[[Box], Tensor]
+Write = Callable[[Box, Tensor], None]
+
+
+class Sweep:
+    """Denoises images of any length along one axis: the last of a volume, the first of a 2D image.
+
+    The other axes are whole where the memory allows, otherwise cut into columns that overlap by what the network can
+    see. The result is that of the network on the whole image at once, whatever the pieces.
+
+    Args:
+        network: For which ``unet_stream.can_roll`` holds.
+        dtype: Of the convolutions; None for float32.
+        device: Where they run.
+        most_bytes: Of memory to use, about.
+    """
+
+    def __init__(
+        self, network: EfficientUNet, dtype: torch.dtype | None, device: torch.device, most_bytes: float
+    ) -> None:
+        axes = network.encoder.encode1.conv1.weight.ndim - 2
+        self.along: int = axes - 1 if axes == 3 else 0
+        self.across = tuple(axis for axis in range(axes) if axis != self.along)
+        self._stream = partial(UNetStream, network, dtype, device, (self.along, *self.across))
+        self.stream = self._stream()
+        self.halo = -(-receptive_margin(network) // CELL) * CELL
+        self.voxels = VOXELS_AT_ONCE.get(device.type, VOXELS_AT_ONCE["cuda"])
+        self.bytes_per_pixel = self._bytes_per_pixel(network)
+        self.most_pixels = most_bytes / (SAFETY * self.bytes_per_pixel)
+
+    def shrink(self, shape: Sequence[int]) -> float | None:
+        """After a pass that ran out of memory: be ready for another, with columns of about half the size.
+
+        Returns:
+            The pixels that a column may have from now on, or None if there are no smaller columns.
+        """
+        self.stream = self._stream()
+        plane = [_ceil(shape[axis]) for axis in self.across]
+        largest = max(column.pixels() for column in self.columns(shape))
+        self.most_pixels = max(largest / 2, smallest_column(plane, self.halo, CELL))
+        return self.most_pixels if self.most_pixels < largest else None
+
+    def columns(self, shape: Sequence[int]) -> list[Column]:
+        """How an image of this shape is cut.
+
+        Raises:
+            OutOfMemoryError: If not even the smallest column fits the memory.
+        """
+        return plan_columns([_ceil(shape[axis]) for axis in self.across], self.halo, self.most_pixels, CELL)
+
+    def __call__(self, read: Read, write: Write, shape: Sequence[int], progress: bool = False) -> None:
+        """Denoise.
+
+        Args:
+            read: Gives the noisy voxels of a box (a slice for each axis of the image), (B, C, ...) float32.
+            write: Takes the denoised voxels of a box, in the same layout; every voxel comes once. A tensor that was
+                handed over is not used again.
+            shape: Of the image, without batch and channels.
+            progress: Show a bar.
+        """
+        columns = self.columns(shape)
+        with tqdm(total=shape[self.along] * len(columns), disable=not progress, unit="plane", leave=False) as bar:
+            for column in columns:
+                self._run(column, read, write, shape, bar)
+
+    def _run(self, column: Column, read: Read, write: Write, shape: Sequence[int], bar: tqdm) -> None:
+        length, done = shape[self.along], 0
+        padded = _ceil(length)
+        area = column.pixels()
+        recent: Tensor | None = None
+        planes = LEAST_READ
+        for start in range(0, length, planes):
+            stop = min(start + planes, length)
+            noisy = self._read(column, read, shape, start, stop)
+            self.stream.piece = max(1, self.voxels // (area * noisy.shape[0]))
+            recent = noisy if recent is None else torch.cat([recent, noisy], 2)
+            recent = recent[:, :, -(CELL + planes) :]
+            if stop == length:
+                noisy = torch.cat([noisy, self._mirrored(recent, length, padded)], 2)
+            for first in range(0, noisy.shape[2], self.stream.piece):
+                part = noisy[:, :, first : first + self.stream.piece]
+                last = stop == length and first + self.stream.piece >= noisy.shape[2]
+                denoised = self.stream.push(part, last)
+                if denoised is not None:
+                    done += self._write(column, write, denoised, shape, done)
+            bar.update(stop - start)
+
+    def _box(self, across: Sequence[slice], along: slice) -> Box:
+        axes = dict(zip(self.across, across, strict=True)) | {self.along: along}
+        return tuple(axes[axis] for axis in range(len(axes)))
+
+    def _read(self, column: Column, read: Read, shape: Sequence[int], start: int, stop: int) -> Tensor:
+        """Planes start to stop of a column: (B, C, n, ...), mirrored at the image's end to whole cells."""
+        real = [slice(part.start, min(part.stop, shape[a])) for part, a in zip(column.read, self.across, strict=True)]
+        noisy = read(self._box(real, slice(start, stop))).movedim(2 + self.along, 2)
+        for axis, part in enumerate(column.read, start=3):
+            noisy = mirror(noisy, axis, part.stop - part.start)
+        return noisy
+
+    def _mirrored(self, recent: Tensor, length: int, padded: int) -> Tensor:
+        """The planes that fill the last cell."""
+        held = recent.shape[2]
+        extended = mirror(recent, 2, held + padded - length)
+        return extended[:, :, held:]
+
+    def _write(self, column: Column, write: Write, denoised: Tensor, shape: Sequence[int], done: int) -> int:
+        """Hand over a column's core; returns the number of planes."""
+        along = slice(done, min(done + denoised.shape[2], shape[self.along]))
+        if along.stop <= along.start:
+            return denoised.shape[2]
+        core = [slice(part.start, min(part.stop, shape[a])) for part, a in zip(column.core, self.across, strict=True)]
+        if all(part.stop > part.start for part in core):
+            inner = [slice(c.start - r.start, c.stop - r.start) for c, r in zip(core, column.read, strict=True)]
+            kept = denoised[(slice(None), slice(None), slice(0, along.stop - along.start), *inner)]
+            write(self._box(core, along), kept.movedim(2, 2 + self.along))
+        return denoised.shape[2]
+
+    @torch.inference_mode()
+    def _bytes_per_pixel(self, network: EfficientUNet) -> float:
+        """Memory of a column, divided by its pixels: what waits, counted on a tiny column, and what is worked on."""
+        channels = network.encoder.encode1.conv1.weight.shape[1]
+        tiny = torch.zeros(1, channels, CELL, *[CELL] * len(self.across))
+        self.stream.piece = CELL
+        waiting = 0
+        for step in range(cells := 2 * self.halo // CELL + 2):
+            self.stream.push(tiny, step == cells - 1)
+            waiting = max(waiting, self.stream.held_bytes())
+        width = network.encoder.encode1.conv1.weight.shape[0]
+        # The finest stage holds a cell from below, and pieces of two planes or so in five or six copies.
+        worked_on = 4 * CELL * width * self.stream.dtype.itemsize
+        return waiting / CELL ** len(self.across) + worked_on
+
+
+def mirror(image: Tensor, axis: int, size: int) -> Tensor:
+    """Extend an axis at its end to ``size``, mirrored at the last voxel; a short one is mirrored back and forth."""
+    have = image.shape[axis]
+    if have >= size:
+        return image
+    period = max(2 * (have - 1), 1)
+    position = torch.arange(size, device=image.device) % period
+    return image.index_select(axis, torch.where(position < have, position, period - position))
+
+
+def _ceil(size: int) -> int:
+    return -(-size // CELL) * CELL

@@ -1,0 +1,316 @@
+"""Swept over an image piece by piece, a network gives what it gives on the whole image at once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import Tensor, nn
+
+from adl_monai.errors import OutOfMemoryError
+from adl_monai.inferers import TiledInferer
+from adl_monai.inferers.columns import plan_columns
+from adl_monai.inferers.rolling import Queue, RollingConv, RollingUpsample, channels_first, planes_of
+from adl_monai.inferers.sweep import SAFETY, Sweep, mirror
+from adl_monai.inferers.tiled import pad_by_reflection
+from adl_monai.inferers.unet_stream import UNetStream, can_roll
+from adl_monai.networks import EfficientUNet
+
+CPU = torch.device("cpu")
+
+
+def some_network(spatial_dims: int, paper: bool = False) -> EfficientUNet:
+    """Random weights that answer strongly, and norms with statistics of their own."""
+    torch.manual_seed(1)
+    network = EfficientUNet(
+        spatial_dims,
+        filters=(8, 8, 16, 16),
+        norm="batch" if paper else None,
+        act="relu" if paper else ("leakyrelu", {"negative_slope": 0.1}),
+        head="sigmoid" if paper else "residual",
+        content_enhancer=paper,
+        multi_scale=False,
+    ).eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.3, 1.5)
+            nn.init.normal_(module.weight, 1.0, 0.2)
+            nn.init.normal_(module.bias, std=0.2)
+    nn.init.normal_(network.head1.project.weight)
+    return network
+
+
+def whole(network: EfficientUNet, image: Tensor) -> Tensor:
+    padded = pad_by_reflection(image, 8)
+    with torch.inference_mode():
+        denoised = network(padded)
+    return denoised[(..., *[slice(size) for size in image.shape[2:]])]
+
+
+def assert_same(denoised: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
+    """Up to the rounding of float32, in units of what the network changes and makes."""
+    scale = float(expected.std())
+    assert float((denoised - expected).abs().max()) < tolerance * max(scale, float(expected.abs().max()))
+    assert scale > 1e-3, "the network's answer must not be flat"
+
+
+@pytest.mark.parametrize("paper", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 24, 17, 41), (2, 1, 8, 8, 8), (1, 1, 5, 19, 3), (1, 1, 16, 24, 100)])
+def test_a_volume_is_denoised_as_in_one_piece(shape: tuple[int, ...], paper: bool) -> None:
+    network, image = some_network(3, paper), torch.rand(shape)
+    with torch.inference_mode():
+        assert_same(TiledInferer(3, 32, precision="fp32")(image, network), whole(network, image))
+
+
+@pytest.mark.parametrize("paper", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 37, 61), (3, 1, 130, 24), (1, 1, 1, 9)])
+def test_an_image_is_denoised_as_in_one_piece(shape: tuple[int, ...], paper: bool) -> None:
+    network, image = some_network(2, paper), torch.rand(shape)
+    with torch.inference_mode():
+        assert_same(TiledInferer(2, 32, precision="fp32")(image, network), whole(network, image))
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3, 7, 16, 100])
+def test_pieces_of_any_length_and_two_images_one_after_the_other(planes: int) -> None:
+    network = some_network(3)
+    stream = UNetStream(network, None, CPU, piece=planes)
+    for length in (40, 56):
+        image = torch.rand(1, 1, length, 16, 8)
+        parts = [
+            stream.push(image[:, :, start : start + planes], start + planes >= length)
+            for start in range(0, length, planes)
+        ]
+        assert_same(torch.cat([part for part in parts if part is not None], 2), whole(network, image))
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "shape", "most_pixels"),
+    [(3, (150, 99, 21), 96 * 104), (3, (230, 30, 16), 96 * 32), (3, (101, 203, 9), 88 * 88), (2, (40, 300), 120)],
+)
+def test_columns_leave_no_seam(spatial_dims: int, shape: tuple[int, ...], most_pixels: int) -> None:
+    network, image = some_network(spatial_dims), torch.rand(1, 1, *shape)
+    with torch.inference_mode():
+        sweep = Sweep(network, None, CPU, math.inf)
+        sweep.most_pixels = most_pixels
+        assert len(sweep.columns(shape)) > 1
+        denoised = torch.full_like(image, torch.nan)
+        counts = torch.zeros_like(image)
+
+        def write(box: tuple[slice, ...], part: Tensor) -> None:
+            denoised[:, :, *box] = part
+            counts[:, :, *box] += 1
+
+        sweep(lambda box: image[:, :, *box], write, shape)
+        assert (counts == 1).all()
+        assert_same(denoised, whole(network, image))
+
+
+def test_a_halo_too_small_would_be_seen() -> None:
+    network, image = some_network(3), torch.rand(1, 1, 104, 16, 16)
+    with torch.inference_mode():
+        sweep = Sweep(network, None, CPU, math.inf)
+        sweep.most_pixels, sweep.halo = 90 * 16, 16
+        denoised = torch.empty_like(image)
+
+        def write(box: tuple[slice, ...], part: Tensor) -> None:
+            denoised[:, :, *box] = part
+
+        sweep(lambda box: image[:, :, *box], write, (104, 16, 16))
+        with pytest.raises(AssertionError):
+            assert_same(denoised, whole(network, image))
+
+
+def test_bfloat16_stays_close_and_keeps_the_image_itself_exact() -> None:
+    network, image = some_network(3), torch.rand(1, 1, 24, 24, 24) + 100
+    nn.init.zeros_(network.head1.project.weight)  # what is left is the noisy image
+    with torch.inference_mode():
+        assert torch.equal(TiledInferer(3, 32, precision="bf16")(image, network), image)
+        nn.init.normal_(network.head1.project.weight)
+        image -= 100
+        close = TiledInferer(3, 32, precision="bf16")(image, network)
+        expected = whole(network, image)
+        assert close.dtype == torch.float32
+        assert float((close - expected).std() / (expected - image).std()) < 0.02
+
+
+def test_bfloat16_sees_sixteen_bits_of_the_image() -> None:
+    """A step of 1/1000 at 1, which bfloat16 itself cannot hold, reaches the features."""
+    network = some_network(2)
+    stream = UNetStream(network, torch.bfloat16, CPU)
+    image = torch.tensor([1.0, 1.001]).view(1, 1, 1, 2)
+    assert image.bfloat16().unique().numel() == 1
+    entered = stream._enter(planes_of(image)).float().sum(-1)
+    torch.testing.assert_close(entered.flatten(), image.flatten(), rtol=0, atol=1e-5)
+    kernel = stream.encode1.first.weight
+    assert kernel.shape[1] == 2
+    assert torch.equal(kernel[:, 0], kernel[:, 1])
+
+
+def test_less_waste_than_overlapping_windows_of_the_same_memory() -> None:
+    """Voxels through the network, ours against MONAI's default overlap of a quarter, which leaves seams besides."""
+    windows: list[int] = []
+
+    def count(tiles: Tensor) -> Tensor:
+        windows.append(tiles.numel())
+        return tiles
+
+    image = torch.zeros(1, 1, 160, 160, 160)
+    SlidingWindowInferer((96, 96, 96), overlap=0.25)(image, count)
+    columns = plan_columns((160, 160), 40, 160 * 160, 8)
+    assert sum(column.pixels() for column in columns) * 160 == 160**3
+    assert sum(windows) > 1.7 * 160**3
+
+
+@pytest.mark.parametrize(
+    ("plane", "most"), [((64, 64), 1e9), ((512, 512), 200_000), ((1024, 2048), 150_000), ((904,), 300)]
+)
+def test_columns_cover_each_pixel_once_with_halos_inside_the_image(plane: tuple[int, ...], most: float) -> None:
+    columns = plan_columns(plane, 40, most, 8)
+    covered = torch.zeros(plane, dtype=torch.int32)
+    for column in columns:
+        assert column.pixels() <= most
+        covered[column.core] += 1
+        for read, core, size in zip(column.read, column.core, plane, strict=True):
+            assert read.start == max(0, core.start - 40)
+            assert read.stop == min(size, core.stop + 40)
+            assert not read.start % 8
+    assert (covered == 1).all()
+
+
+def test_where_nothing_fits_the_memory_it_is_said() -> None:
+    with pytest.raises(OutOfMemoryError, match="--max-memory"):
+        plan_columns((512, 512), 40, 50 * 50, 8)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_what_waits_is_counted(spatial_dims: int) -> None:
+    """The estimate for a column against what the stream of a real one holds."""
+    network = some_network(spatial_dims)
+    with torch.inference_mode():
+        sweep = Sweep(network, None, CPU, math.inf)
+        image = torch.rand(1, 1, 160, *[32] * (spatial_dims - 1))
+        held = 0
+        for start in range(0, 160, 8):
+            sweep.stream.push(image[:, :, start : start + 8], start == 152)
+            held = max(held, sweep.stream.held_bytes())
+        area = 32 ** (spatial_dims - 1)
+        assert held <= sweep.bytes_per_pixel * area <= 4 * held
+        assert sweep.stream.held_bytes() == 0
+
+
+def test_memory_that_runs_out_gives_smaller_columns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, image = some_network(3), torch.rand(1, 1, 128, 16, 24)
+    whole_push = UNetStream.push
+    sizes: list[int] = []
+
+    def hungry(self: UNetStream, noisy: Tensor | None, last: bool) -> Tensor | None:
+        assert noisy is not None
+        sizes.append(noisy.shape[3])
+        if noisy.shape[3] > 100:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return whole_push(self, noisy, last)
+
+    monkeypatch.setattr(UNetStream, "push", hungry)
+    with torch.inference_mode():
+        denoised = TiledInferer(3, 32, precision="fp32")(image, network)
+        assert_same(denoised, whole(network, image))
+    assert "trying again with columns" in caplog.text
+    assert max(sizes) == 128
+    assert sizes[-1] <= 100
+
+    def starving(self: UNetStream, noisy: Tensor | None, last: bool) -> Tensor | None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(UNetStream, "push", starving)
+    with pytest.raises(RuntimeError, match="allocate"):
+        TiledInferer(3, 32, precision="fp32")(image, network)
+
+
+@pytest.mark.parametrize("planes", [1, 3, 8])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (1, 2, 1), (7, 1, 4), (1, 1, 1)])
+def test_a_rolling_convolution_is_the_convolution(kernel: int, stride: int, dilation: int, planes: int) -> None:
+    conv = nn.Conv2d(2, 3, kernel, stride, dilation * (kernel - 1) // 2, dilation, bias=True).requires_grad_(False)
+    image = torch.rand(1, 2, 32, 10)
+    rolling = RollingConv(conv.weight, conv.bias, stride, dilation, nn.LeakyReLU(0.2))
+    expected = nn.functional.leaky_relu(conv(image), 0.2)
+    torch.testing.assert_close(rolled(rolling, image, planes), expected)
+    rolling.fused = None  # as on a GPU
+    torch.testing.assert_close(rolled(rolling, image, planes), expected)
+
+
+@pytest.mark.parametrize("planes", [1, 2, 5, 16])
+def test_a_rolling_upsampling_is_the_transposed_convolution(planes: int) -> None:
+    layer = nn.ConvTranspose3d(2, 3, 3, 2, 1, 1, bias=False).requires_grad_(False)
+    image = torch.rand(1, 2, 16, 4, 5)
+    torch.testing.assert_close(rolled(RollingUpsample(layer.weight), image, planes), layer(image))
+
+
+def rolled(layer: RollingConv | RollingUpsample, image: Tensor, planes: int) -> Tensor:
+    length = image.shape[2]
+    parts = [
+        layer.push(planes_of(image[:, :, start : start + planes]), start + planes >= length)
+        for start in range(0, length, planes)
+    ]
+    return torch.cat([channels_first(part) for part in parts if part is not None], 2)
+
+
+def test_a_queue_gives_planes_in_their_order() -> None:
+    queue = Queue()
+    planes = torch.arange(10.0).view(1, 10, 1, 1)
+    for start, stop in ((0, 3), (3, 4), (4, 10)):
+        queue.put(planes[:, start:stop])
+    queue.put(None)
+    assert queue.count == 10
+    assert torch.equal(torch.cat([queue.take(n) for n in (1, 4, 3, 2)], 1), planes)
+    assert queue.count == 0
+
+
+def test_networks_that_need_the_whole_image_are_left_to_tiles() -> None:
+    assert can_roll(some_network(3))
+    assert can_roll(some_network(2, paper=True))
+    assert not can_roll(some_network(2, paper=True).train())
+    assert not can_roll(EfficientUNet(3, filters=(8, 8, 8, 8), norm=("group", {"num_groups": 4})).eval())
+    assert not can_roll(EfficientUNet(3, filters=(8, 8, 8, 8), norm="instance").eval())
+    assert not can_roll(nn.Identity())
+    inferer = TiledInferer(3, 16, precision="fp32")
+    grouped = EfficientUNet(3, filters=(8, 8, 8, 8), norm=("group", {"num_groups": 4}), multi_scale=False).eval()
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(inferer(image, grouped), grouped(image), rtol=1e-4, atol=1e-5)
+    assert not inferer.can_stream(grouped)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("most_pixels", [None, 4000])
+def test_streaming_gives_what_a_volume_in_memory_gives(spatial_dims: int, most_pixels: int | None) -> None:
+    network, image = some_network(spatial_dims), torch.rand(1, 1, 120, 33, 20)
+    max_memory = most_pixels and 2 * SAFETY * most_pixels * Sweep(network, None, CPU, 1.0).bytes_per_pixel
+    inferer = TiledInferer(spatial_dims, 32, precision="fp32", max_memory=max_memory)
+    boxes = []
+    denoised = torch.full_like(image, torch.nan)
+
+    def write(box: tuple[slice, ...], part: Tensor) -> None:
+        boxes.append(box)
+        denoised[:, :, *box] = part
+
+    with torch.inference_mode():
+        inferer.stream(lambda box: image[:, :, *box], write, image.shape[2:], network)
+        assert torch.equal(denoised, inferer(image, network))
+        count = inferer.columns(image.shape[2:], network)
+    assert count == (2 if spatial_dims == 3 and most_pixels else 1)
+    assert len({(box[0].start, box[1].start) for box in boxes}) == count
+    if count == 1:
+        assert [box[2].start for box in boxes] == sorted(box[2].start for box in boxes)
+
+
+def test_mirroring_to_a_size() -> None:
+    line = torch.arange(3.0).view(1, 1, 3)
+    assert mirror(line, 2, 8).flatten().tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert mirror(line, 2, 2) is line
