@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adl_monai.version import __version__
 
 if TYPE_CHECKING:
-    from adl_monai.stages.infer import denoise
+    from adl_monai.stages.arrays import denoise
 
 __all__ = ["__version__", "denoise"]
 
@@ -23,7 +23,7 @@ __all__ = ["__version__", "denoise"]
 def __getattr__(name: str) -> Any:
     # torch and monai take seconds to import: only who denoises pays for them.
     if name == "denoise":
-        from adl_monai.stages.infer import denoise
+        from adl_monai.stages.arrays import denoise
 
         return denoise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import contextlib
 import json
 import logging
@@ -329,14 +330,16 @@ def main() -> NoReturn:
             raise
         click.echo(f"Error: {error}", err=True)
         _leave(error.exit_code)
-    sys.exit(code if isinstance(code, int) else 0)
+    atexit._run_exitfuncs()
+    _leave(code if isinstance(code, int) else 0)
 
 
 def _leave(code: object) -> NoReturn:
     """End the process now, with everything written out.
 
-    When work stops early, the loader's thread may be inside torch. The interpreter's own ending would tear that thread
+    The loader's thread may still be inside torch, after the last step too. The interpreter's own ending would tear it
     out of C++ code, and the C++ runtime then aborts the process ("terminate called without an active exception").
+    Taking down what the libraries set up would also cost most of a second.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

@@ -32,7 +32,7 @@ from adl_monai.data.normalization import normalize, robust_range
 from adl_monai.losses.pyramid import detail_planes
 from adl_monai.manifest import load_cases
 from adl_monai.metrics import psnr, ssim
-from adl_monai.stages.infer import denoise
+from adl_monai.stages.arrays import denoise
 
 GAUSSIAN = [f"gaussian:{level}/255" for level in (10, 15, 25, 35, 50)]
 RICIAN = [f"rician:{level}/100" for level in (1, 3, 5, 7, 9)]

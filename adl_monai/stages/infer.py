@@ -1,68 +1,17 @@
-"""From scans to their denoised copies: runs the parts of a bundle's ``inference.json``, case after case."""
+"""From scans to their denoised copies, case after case."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
 
-import numpy as np
-import torch
-
-from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.formats import output_format
-from adl_monai.data.io import read_volume
-from adl_monai.data.normalization import denormalize, normalize, robust_range
-from adl_monai.data.volume import Volume
-from adl_monai.errors import (
-    AdlError,
-    ModelError,
-    OutOfMemoryError,
-    UsageError,
-    is_out_of_memory,
-    surfacing_user_errors,
-)
-from adl_monai.stages.outputs import Job, check_outputs, is_done, plan_jobs, size_of, warn_of_spacing, write_preview
-from adl_monai.stages.pipeline import Steps, run_steps
+from adl_monai.errors import UsageError
+from adl_monai.stages.one_scan import DenoiserChoice, steps_of
+from adl_monai.stages.outputs import check_outputs, is_done, plan_jobs, size_of
+from adl_monai.stages.pipeline import run_steps
 from adl_monai.stages.shards import Shard
-from adl_monai.stages.stream import denoise_stream, needs_streaming
 from adl_monai.stages.tally import InferenceResult, Tally
-
-logger = logging.getLogger(__name__)
-
-
-class DenoiserChoice:
-    """The model that was asked for, or else the shipped one for each kind of image; each is loaded once.
-
-    Args:
-        model: See ``adl_monai.bundle.find_bundle``.
-        **options: See ``adl_monai.bundle.load_denoiser``.
-    """
-
-    def __init__(self, model: str | Path | None, **options: Any) -> None:
-        self.model = model
-        self.options = options
-        self._loaded: dict[int, Denoiser] = {}
-
-    def get(self, spatial_dims: int = 3) -> Denoiser:
-        """The denoiser for an image of so many axes.
-
-        Raises:
-            ModelError: If there is none: a given 3D model does not take 2D images.
-        """
-        key = 3 if self.model is not None else spatial_dims
-        if key not in self._loaded:
-            self._loaded[key] = load_denoiser(self.model, spatial_dims=key, **self.options)
-        denoiser = self._loaded[key]
-        if denoiser.spatial_dims == 3 and spatial_dims == 2:
-            raise ModelError(
-                f"the image is 2D, but model {denoiser.name!r} is 3D; pass a 2D model with --model, or none."
-            )
-        return denoiser
 
 
 def infer(
@@ -156,197 +105,10 @@ def infer(
             )
             shard.use_its_cores()
             denoisers.get()  # a wrong model is an error before the first scan
-            run_steps(left, _steps(denoisers, preview), tally.settle)
+            run_steps(left, steps_of(denoisers, preview), tally.settle)
         if summarize is not None and len(jobs) > 1:
             of_all = f" of {len(jobs)}" if shard.count > 1 else ""
             place = f" ({shard})" if shard.count > 1 else ""
             summarize(f"{len(own)}{of_all} scans{place}: {tally}")
         tally.raise_failures()
     return tally.results
-
-
-@overload
-def denoise(
-    image: np.ndarray,
-    model: str | Path | Denoiser | None = None,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    strength: float = 1.0,
-    ensemble: bool = False,
-) -> np.ndarray: ...
-
-
-@overload
-def denoise(
-    image: Volume | str | Path,
-    model: str | Path | Denoiser | None = None,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    strength: float = 1.0,
-    ensemble: bool = False,
-) -> Volume: ...
-
-
-def denoise(
-    image: np.ndarray | Volume | str | Path,
-    model: str | Path | Denoiser | None = None,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    strength: float = 1.0,
-    ensemble: bool = False,
-) -> np.ndarray | Volume:
-    """Denoise one image in memory.
-
-    Args:
-        image: A (H, W) or (H, W, D) array of any intensity scale, a ``Volume``, or the path of a scan.
-        model: A ``Denoiser`` from ``adl_monai.bundle.load_denoiser`` (for many images), or what ``find_bundle`` takes.
-        device: As in ``infer``; ignored when a ``Denoiser`` is given.
-        precision: As in ``infer``; ignored when a ``Denoiser`` is given.
-        strength: 0 returns the input, 1 the fully denoised image.
-        ensemble: As in ``infer``; ignored when a ``Denoiser`` is given.
-
-    Returns:
-        A float32 array for an array; a ``Volume`` with a float32 array otherwise. Nothing is rounded or clipped.
-
-    Raises:
-        UsageError: If the array has the wrong number of axes, no voxels, or values that are not finite.
-        ModelError: If there is no such model, or it is 3D and the image 2D.
-    """
-    if not isinstance(image, np.ndarray):
-        volume = image if isinstance(image, Volume) else read_volume(Path(image))
-        array = denoise(
-            volume.without_padding(), model, device=device, precision=precision, strength=strength, ensemble=ensemble
-        )
-        return replace(volume, array=array).with_padding_of(volume)
-    if not 0 <= strength <= 1:
-        raise UsageError(f"strength {strength} is outside 0..1.")
-    if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "uif":
-        raise UsageError(f"an array of shape {image.shape} and dtype {image.dtype} is not a 2D or 3D grey image.")
-    if not np.isfinite(image).all():
-        raise UsageError(f"the array holds {int((~np.isfinite(image)).sum())} NaN or infinite values; fill them first.")
-    if not isinstance(model, Denoiser):
-        model = load_denoiser(model, spatial_dims=image.ndim, device=device, precision=precision, ensemble=ensemble)
-    noisy = torch.from_numpy(image.astype(np.float32))[None]
-    lower, upper = model.percentiles
-    offset, scale = robust_range(noisy, lower, upper)
-    if scale == 0:
-        logger.warning("the image is constant and is returned unchanged")
-        return image.astype(np.float32)
-    normalized = normalize(noisy, offset, scale)
-    with torch.inference_mode():
-        denoised = model.inferer(normalized[None], model.network)[0]
-    if strength != 1:
-        denoised = normalized + strength * (denoised - normalized)
-    return np.asarray(denormalize(denoised, offset, scale)[0])
-
-
-def denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool = False) -> InferenceResult:
-    """Denoise one scan and write the result.
-
-    Raises:
-        AdlError: If the scan cannot be read, denoised or written.
-    """
-    with _explaining(job):
-        return _denoise_job(denoisers, job, preview)
-
-
-@dataclass
-class _Case:
-    """A scan on its way."""
-
-    job: Job
-    denoiser: Denoiser
-    content: dict[Any, Any]
-    """What MONAI's transforms pass on: ``image``, then ``pred`` too."""
-
-
-def _steps(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, InferenceResult]:
-    def read(job: Job) -> _Case:
-        with _explaining(job):
-            return _read(denoisers, job)
-
-    def compute(case: _Case) -> _Case:
-        with _explaining(case.job):
-            return _compute(case)
-
-    def write(case: _Case) -> InferenceResult:
-        with _explaining(case.job):
-            return _write(case, preview)
-
-    def streams(job: Job) -> bool:
-        try:
-            return _streams(denoisers, job)
-        except AdlError:  # a bad file: reading it will say so, where the failure of a scan is expected
-            return False
-
-    return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), streams)
-
-
-def _streams(denoisers: DenoiserChoice, job: Job) -> bool:
-    """Whether a scan is denoised from disk to disk, by pieces: alone, since it takes all the memory that is allowed."""
-    return denoisers.get().inferer.can_stream(denoisers.get().network) and needs_streaming(
-        job, denoisers.options.get("max_memory")
-    )
-
-
-def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
-    if _streams(denoisers, job):
-        options = {key: denoisers.options[key] for key in ("strength", "overwrite") if key in denoisers.options}
-        dtype = denoisers.options.get("output_dtype", "same")
-        denoiser = denoisers.get()
-        clipped = denoise_stream(job, denoiser, dtype=dtype, preview=preview, **options)
-        return InferenceResult(job.source, job.output, clipped)
-    return _write(_compute(_read(denoisers, job)), preview)
-
-
-def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
-    source = {"image": str(job.source), "output": str(job.output)}
-    denoiser = denoisers.get()
-    case = denoiser.preprocessing(source)
-    fitting = denoisers.get(case["image"].ndim - 1)
-    if fitting is not denoiser:
-        denoiser, case = fitting, fitting.preprocessing(source)
-    noisy = case["image"]
-    warn_of_spacing(job.source, noisy.affine.numpy(), noisy.ndim - 1)
-    return _Case(job, denoiser, case)
-
-
-def _compute(case: _Case) -> _Case:
-    noisy = case.content["image"]
-    if noisy.meta.get("constant_image"):
-        logger.warning("%s is constant and is written unchanged", case.job.source)
-        case.content["pred"] = noisy.clone()
-    else:
-        with torch.inference_mode():
-            case.content["pred"] = case.denoiser.inferer(noisy[None], case.denoiser.network)[0]
-    return case
-
-
-def _write(case: _Case, preview: bool) -> InferenceResult:
-    if preview:
-        write_preview(case.job.preview, case.content["image"], case.content["pred"])
-    written = case.denoiser.postprocessing(case.content)
-    return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]))
-
-
-@contextmanager
-def _explaining(job: Job) -> Iterator[None]:
-    """Errors that a user can mend come out as themselves, and a lack of memory in words."""
-    with surfacing_user_errors(), _reporting_memory(job.source):
-        yield
-
-
-@contextmanager
-def _reporting_memory(source: Path) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"not enough memory to denoise {source}, with the smallest tiles too; close other programs, use --device "
-            "cpu, or a machine with more."
-        ) from error

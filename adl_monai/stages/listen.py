@@ -16,7 +16,7 @@ from adl_monai.node.network import Peer, application_entity_title, silent_pynetd
 from adl_monai.node.receiver import Receiver
 from adl_monai.node.spool import Spool
 from adl_monai.node.worker import Worker
-from adl_monai.stages.infer import DenoiserChoice, denoise_job
+from adl_monai.stages.one_scan import DenoiserChoice, denoise_job
 from adl_monai.stages.outputs import Job
 
 _GOODBYE = 5.0  # seconds for a delivery to end its association

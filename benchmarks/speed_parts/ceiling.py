@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timing import interleave
 
-from adl_monai.bundle import load_denoiser
+from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.compute import autocast_dtype
 from speed_parts.roofline import best_product, copy_rate, count_flops, layer_kinds, network_forward, random_tile
 from speed_parts.settings import Report, Row, Settings
@@ -35,8 +37,10 @@ def measure(settings: Settings) -> Report:
         for precision, dtype in dtypes.items():
             forward = network_forward(network, tile, precision)
             size, rate, product = ceilings[dtype]
+            denoiser = load_denoiser(model, device="cpu", precision=precision)
+            image = torch.rand(1, 1, *[sizes.swept if axes == 3 else sizes.image] * axes)
             rounds = interleave(
-                {"network": forward, "product": product},
+                {"network": forward, "inferer": swept(denoiser, image), "product": product},
                 settings.pairs,
                 warmup=settings.warmup,
                 least_seconds=sizes.least_seconds,
@@ -54,9 +58,31 @@ def measure(settings: Settings) -> Report:
                 }
             )
             statements.append(f"{name}: {reached.median:.0%} of the best matrix product's rate.")
+            flops *= image.numel() / tile.numel()
+            reached = rounds["inferer"].rate(flops) / rounds["product"].rate(2 * size**3)
+            name_swept = f"{model} in the inferer, {'x'.join(map(str, image.shape[2:]))}, {name.split(', ')[-1]}"
+            rows.append(
+                {
+                    "what": name_swept,
+                    "GFLOP/s": rounds["inferer"].rate(flops / 1e9),
+                    "share of the ceiling": reached,
+                    "voxels/s": rounds["inferer"].rate(image.numel()),
+                }
+            )
+            statements.append(f"{name_swept}: {reached.median:.0%} of the best matrix product's rate.")
             if precision == precisions[0]:
                 layers += _layer_rows(name, network, tile, precision, rate, bandwidth, sizes.profiled)
     return Report(rows + layers, tuple(statements))
+
+
+def swept(denoiser: Denoiser, image: torch.Tensor) -> Callable[[], object]:
+    """The network as the inferer runs it, on an image in memory."""
+
+    def run() -> object:
+        with torch.inference_mode():
+            return denoiser.inferer(image, denoiser.network)
+
+    return run
 
 
 def _layer_rows(

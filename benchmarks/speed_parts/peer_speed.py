@@ -9,7 +9,7 @@ from peers import bm4d, nlm_dipy
 from timing import interleave
 
 from adl_monai.bundle import load_denoiser
-from adl_monai.stages.infer import denoise
+from adl_monai.stages.arrays import denoise
 from speed_parts.command_line import infer_command, scan_of
 from speed_parts.roofline import network_forward, random_tile
 from speed_parts.scans import SIGMA, clean_volume, noisy_copy

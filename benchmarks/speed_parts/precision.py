@@ -16,7 +16,7 @@ from adl_monai.data.normalization import normalize, robust_range
 from adl_monai.data.synthetic import synthetic_volume
 from adl_monai.errors import UsageError
 from adl_monai.metrics import psnr
-from adl_monai.stages.infer import denoise
+from adl_monai.stages.arrays import denoise
 from speed_parts.scans import noisy_copy
 from speed_parts.settings import Report, Row, Settings
 

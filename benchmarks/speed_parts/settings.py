@@ -18,6 +18,8 @@ class Sizes:
     """The command line's scan."""
     tile: int = 96
     """What a 3D network is run on, and MONAI's window."""
+    swept: int = 160
+    """What the inferer is given, where its rate is compared."""
     tile_2d: int = 256
     """What a 2D network is run on."""
     products: tuple[int, ...] = (512, 1024, 2048, 4096)
@@ -44,6 +46,7 @@ class Sizes:
 QUICK = Sizes(
     scan=40,
     tile=32,
+    swept=40,
     tile_2d=32,
     products=(64, 128),
     copied_floats=2**16,

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from adl_monai.bundle import load_denoiser
 from adl_monai.data.io import read_volume, write_volume
-from adl_monai.stages.infer import denoise, infer
+from adl_monai.stages.arrays import denoise
+from adl_monai.stages.infer import infer
 from tests.data.conftest import build_nifti
 
 RELAXED = settings(

@@ -288,7 +288,7 @@ def test_networks_that_need_the_whole_image_are_left_to_tiles() -> None:
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("most_pixels", [None, 4000])
+@pytest.mark.parametrize("most_pixels", [None, 4200])
 def test_streaming_gives_what_a_volume_in_memory_gives(spatial_dims: int, most_pixels: int | None) -> None:
     network, image = some_network(spatial_dims), torch.rand(1, 1, 120, 33, 20)
     max_memory = most_pixels and 2 * SAFETY * most_pixels * Sweep(network, None, CPU, 1.0).bytes_per_pixel

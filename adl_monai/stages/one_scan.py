@@ -1,0 +1,163 @@
+"""One scan, from its file to its denoised copy: the parts of a bundle's ``inference.json``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adl_monai.bundle import Denoiser, load_denoiser
+from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
+from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
+from adl_monai.stages.pipeline import Steps
+from adl_monai.stages.stream import denoise_stream, needs_streaming
+from adl_monai.stages.tally import InferenceResult
+
+logger = logging.getLogger(__name__)
+
+
+class DenoiserChoice:
+    """The model that was asked for, or else the shipped one for each kind of image; each is loaded once.
+
+    Args:
+        model: See ``adl_monai.bundle.find_bundle``.
+        **options: See ``adl_monai.bundle.load_denoiser``.
+    """
+
+    def __init__(self, model: str | Path | None, **options: Any) -> None:
+        self.model = model
+        self.options = options
+        self._loaded: dict[int, Denoiser] = {}
+
+    def get(self, spatial_dims: int = 3) -> Denoiser:
+        """The denoiser for an image of so many axes.
+
+        Raises:
+            ModelError: If there is none: a given 3D model does not take 2D images.
+        """
+        key = 3 if self.model is not None else spatial_dims
+        if key not in self._loaded:
+            self._loaded[key] = load_denoiser(self.model, spatial_dims=key, **self.options)
+        denoiser = self._loaded[key]
+        if denoiser.spatial_dims == 3 and spatial_dims == 2:
+            raise ModelError(
+                f"the image is 2D, but model {denoiser.name!r} is 3D; pass a 2D model with --model, or none."
+            )
+        return denoiser
+
+
+def denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool = False) -> InferenceResult:
+    """Denoise one scan and write the result.
+
+    Raises:
+        AdlError: If the scan cannot be read, denoised or written.
+    """
+    with _explaining(job):
+        return _denoise_job(denoisers, job, preview)
+
+
+@dataclass
+class _Case:
+    """A scan on its way."""
+
+    job: Job
+    denoiser: Denoiser
+    content: dict[Any, Any]
+    """What MONAI's transforms pass on: ``image``, then ``pred`` too."""
+
+
+def steps_of(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, InferenceResult]:
+    """What ``run_steps`` does with each scan."""
+
+    def read(job: Job) -> _Case:
+        with _explaining(job):
+            return _read(denoisers, job)
+
+    def compute(case: _Case) -> _Case:
+        with _explaining(case.job):
+            return _compute(case)
+
+    def write(case: _Case) -> InferenceResult:
+        with _explaining(case.job):
+            return _write(case, preview)
+
+    def streams(job: Job) -> bool:
+        try:
+            return _streams(denoisers, job)
+        except AdlError:  # a bad file: reading it will say so, where the failure of a scan is expected
+            return False
+
+    return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), streams)
+
+
+def _streams(denoisers: DenoiserChoice, job: Job) -> bool:
+    """Whether a scan is denoised from disk to disk, by pieces: alone, since it takes all the memory that is allowed."""
+    return denoisers.get().inferer.can_stream(denoisers.get().network) and needs_streaming(
+        job, denoisers.options.get("max_memory")
+    )
+
+
+def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
+    if _streams(denoisers, job):
+        options = {key: denoisers.options[key] for key in ("strength", "overwrite") if key in denoisers.options}
+        dtype = denoisers.options.get("output_dtype", "same")
+        denoiser = denoisers.get()
+        clipped = denoise_stream(job, denoiser, dtype=dtype, preview=preview, **options)
+        return InferenceResult(job.source, job.output, clipped)
+    return _write(_compute(_read(denoisers, job)), preview)
+
+
+def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
+    source = {"image": str(job.source), "output": str(job.output)}
+    denoiser = denoisers.get()
+    case = denoiser.preprocessing(source)
+    fitting = denoisers.get(case["image"].ndim - 1)
+    if fitting is not denoiser:
+        denoiser, case = fitting, fitting.preprocessing(source)
+    noisy = case["image"]
+    warn_of_spacing(job.source, noisy.affine.numpy(), noisy.ndim - 1)
+    return _Case(job, denoiser, case)
+
+
+def _compute(case: _Case) -> _Case:
+    noisy = case.content["image"]
+    if noisy.meta.get("constant_image"):
+        logger.warning("%s is constant and is written unchanged", case.job.source)
+        case.content["pred"] = noisy.clone()
+    else:
+        with torch.inference_mode():
+            case.content["pred"] = case.denoiser.inferer(noisy[None], case.denoiser.network)[0]
+    return case
+
+
+def _write(case: _Case, preview: bool) -> InferenceResult:
+    if preview:
+        write_preview(case.job.preview, case.content["image"], case.content["pred"])
+    written = case.denoiser.postprocessing(case.content)
+    return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]))
+
+
+@contextmanager
+def _explaining(job: Job) -> Iterator[None]:
+    """Errors that a user can mend come out as themselves, and a lack of memory in words."""
+    with surfacing_user_errors(), _reporting_memory(job.source):
+        yield
+
+
+@contextmanager
+def _reporting_memory(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"not enough memory to denoise {source}, with the smallest tiles too; close other programs, use --device "
+            "cpu, or a machine with more."
+        ) from error
