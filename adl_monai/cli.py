@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import atexit
 import contextlib
 import json
 import logging
@@ -330,7 +329,6 @@ def main() -> NoReturn:
             raise
         click.echo(f"Error: {error}", err=True)
         _leave(error.exit_code)
-    atexit._run_exitfuncs()
     _leave(code if isinstance(code, int) else 0)
 
 

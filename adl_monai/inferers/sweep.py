@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,8 @@ CELL = 8  # three strides of 2
 VOXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # on a CPU, what stays in the cache
 LEAST_READ = 8  # planes
 SAFETY = 1.25  # of the estimated memory, for what layers need besides their planes
+
+_COUNTED: dict[Hashable, float] = {}
 
 Read = Callable[[Box], Tensor]
 Write = Callable[[Box, Tensor], None]
@@ -135,9 +137,17 @@ class Sweep:
             write(self._box(core, along), kept.movedim(2, 2 + self.along))
         return denoised.shape[2]
 
-    @torch.inference_mode()
     def _bytes_per_pixel(self, network: EfficientUNet) -> float:
-        """Memory of a column, divided by its pixels: what waits, counted on a tiny column, and what is worked on."""
+        """Memory of a column, divided by its pixels."""
+        # The same for all networks of one build, and counted once.
+        build = (*((name, weight.shape) for name, weight in network.state_dict().items()), self.stream.dtype)
+        if build not in _COUNTED:
+            _COUNTED[build] = self._count_bytes(network)
+        return _COUNTED[build]
+
+    @torch.inference_mode()
+    def _count_bytes(self, network: EfficientUNet) -> float:
+        """What waits, counted on a tiny column, and what is worked on."""
         channels = network.encoder.encode1.conv1.weight.shape[1]
         tiny = torch.zeros(1, channels, CELL, *[CELL] * len(self.across))
         self.stream.piece = CELL

@@ -24,7 +24,7 @@ from pydicom.data import get_testdata_file
 from adl_monai.cli import cli
 from adl_monai.data import RobustNormalized
 from adl_monai.errors import OutOfMemoryError, OutputError, ScanFileError, UsageError
-from adl_monai.stages import infer as stage
+from adl_monai.stages import one_scan as stage
 from adl_monai.stages.infer import infer
 from adl_monai.stages.outputs import Job
 from adl_monai.stages.pipeline import Steps, run_steps
