@@ -90,7 +90,7 @@ class Sweep:
         padded = _ceil(length)
         area = column.pixels()
         recent: Tensor | None = None
-        planes = LEAST_READ
+        planes = max(LEAST_READ, self.voxels // area)
         for start in range(0, length, planes):
             stop = min(start + planes, length)
             noisy = self._read(column, read, shape, start, stop)
