@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -115,22 +115,30 @@ class UNetStream:
     def _climb(self, stage: int, below: Planes, skip: Planes, last: bool) -> Planes:
         """One stage of the decoder, the last with its head, in pieces."""
         (upsample, block), queues = self.up[stage], self.skips[stage]
-        queues[0].put(upsample.push(below, last))
         queues[1].put(skip)
         layers = [block, *(self.head if stage == 2 else [])]
+        # Climbing too: the last push brings many coarse planes, which would all be large ones at once.
+        parts: list[Planes] = [None] if below is None else list(below.split(max(2, self.piece // 2), AXIS))
         results = []
+        for index, part in enumerate(parts):
+            ends = last and index == len(parts) - 1
+            queues[0].put(upsample.push(part, ends))
+            for piece, final in self._joined(queues, ends):
+                for layer in layers:
+                    piece = layer.push(piece, final)
+                if piece is not None:
+                    results.append(piece)
+        return torch.cat(results, AXIS) if len(results) > 1 else results[0] if results else None
+
+    def _joined(self, queues: list[Queue], last: bool) -> Iterator[tuple[Planes, bool]]:
+        """What the queues can give together, in pieces, and whether it is the last one."""
         while True:
             piece = join(queues, self.piece)
-            ends = last and not any(queue.count for queue in queues)
-            if piece is None and not ends:
-                break
-            for layer in layers:
-                piece = layer.push(piece, ends)
-            if piece is not None:
-                results.append(piece)
-            if ends:
-                break
-        return torch.cat(results, AXIS) if len(results) > 1 else results[0] if results else None
+            final = last and not any(queue.count for queue in queues)
+            if piece is not None or final:
+                yield piece, final
+            if piece is None or final:
+                return
 
     def held_bytes(self) -> int:
         """Bytes of the planes that wait between two pushes."""

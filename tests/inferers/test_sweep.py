@@ -314,3 +314,22 @@ def test_mirroring_to_a_size() -> None:
     line = torch.arange(3.0).view(1, 1, 3)
     assert mirror(line, 2, 8).flatten().tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
     assert mirror(line, 2, 2) is line
+
+
+def test_the_end_of_an_image_takes_no_more_at_once_than_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many planes wait in the deep layers for the last push; they must not all be large ones at the same time."""
+    network, image = some_network(3), torch.rand(1, 1, 96, 16, 16)
+    given: list[int] = []
+    expand = RollingUpsample.push
+
+    def counted(self: RollingUpsample, planes: Tensor | None, last: bool) -> Tensor | None:
+        expanded = expand(self, planes, last)
+        given.append(0 if expanded is None else expanded.shape[1])
+        return expanded
+
+    monkeypatch.setattr(RollingUpsample, "push", counted)
+    stream = UNetStream(network, None, CPU, piece=2)
+    for start in range(0, 96, 2):
+        stream.push(image[:, :, start : start + 2], start == 94)
+    assert sum(given) == 96 + 48 + 24
+    assert max(given) <= 6
