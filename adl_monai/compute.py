@@ -127,6 +127,19 @@ def available_memory() -> int:
         return 4 * 2**30
 
 
+def memory_budget(max_memory: float | None, device: torch.device | None = None) -> float:
+    """Bytes that denoising may use: ``max_memory``, or half of what is free where None is given.
+
+    Args:
+        max_memory: What was asked for.
+        device: Whose memory counts; None is the CPU's.
+    """
+    if max_memory is not None:
+        return max_memory
+    free = torch.cuda.mem_get_info(device)[0] if device is not None and device.type == "cuda" else available_memory()
+    return free / 2
+
+
 def unwrap(network: torch.nn.Module) -> torch.nn.Module:
     """The network inside a ``DistributedDataParallel``, or the network itself."""
     if isinstance(network, torch.nn.parallel.DistributedDataParallel):

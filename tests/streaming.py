@@ -54,5 +54,4 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, cut: int = 1, planes: int = 5) -> 
 
     monkeypatch.setattr(TiledInferer, "__call__", lambda self, inputs, network: brighter(inputs))
     monkeypatch.setattr(TiledInferer, "stream", stream)
-    monkeypatch.setattr(TiledInferer, "columns", lambda self, shape, network: cut * cut)
     monkeypatch.setattr(TiledInferer, "can_stream", lambda self, network: True)

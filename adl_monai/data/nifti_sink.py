@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from gzip import GzipFile
 from pathlib import Path
 from typing import IO, Protocol
@@ -42,7 +43,7 @@ class NiftiSink:
         Raises:
             OutputError: If values are not finite or do not fit a real type.
             OSError: If the disk refuses; `nifti_sink` turns it into words.
-            ValueError: If the values do not fit the box, or the box is not the next one of a sink ``in_order``.
+            ValueError: If the values do not fit the box, or planes that are compressed on the way do not come in order.
         """
         if values.shape != lengths(box):
             raise ValueError(f"values of shape {values.shape} given for a box of {lengths(box)}.")
@@ -71,9 +72,11 @@ def nifti_sink(
     header: Header,
     dtype: str | np.dtype = "same",
     overwrite: bool = False,
-    in_order: bool = False,
 ) -> Iterator[NiftiSink]:
     """A NIfTI file to be written like its source; checked and under its name when the block has ended well.
+
+    A .nii.gz file whose first box is whole planes from the first on is compressed on the way, and all boxes must follow
+    in the order of the planes; otherwise the voxels wait in a file beside it, and boxes come in any order.
 
     Args:
         path: The file to write, .nii or .nii.gz.
@@ -81,8 +84,6 @@ def nifti_sink(
         header: The source's header, of three axes.
         dtype: ``same`` or a type, see `adl_monai.data.nifti.plan_nifti`.
         overwrite: Whether an existing output may be replaced.
-        in_order: Whether boxes will be whole planes, first to last: a .nii.gz file is then compressed on the way,
-            without a second file.
 
     Raises:
         OutputError: If the file cannot be written or would not hold what was meant; nothing is left behind.
@@ -91,7 +92,7 @@ def nifti_sink(
     check_output(path, source, overwrite)
     header = header_like(header, dtype)
     with publishing(path, overwrite) as temporary:
-        with temporary.open("w+b") as file, _store(file, header, path, in_order) as store:
+        with temporary.open("w+b") as file, _store(file, header, path) as store:
             sink = NiftiSink(header, store)
             yield sink
             sink.finish()
@@ -110,17 +111,15 @@ class _Store(Protocol):
 
 
 @contextmanager
-def _store(file: IO[bytes], header: Header, path: Path, in_order: bool) -> Iterator[_Store]:
+def _store(file: IO[bytes], header: Header, path: Path) -> Iterator[_Store]:
     if not is_gzip(path):
         check_room(path, len(header.raw) + voxel_bytes(header))
         file.write(header.raw)
         yield _Boxes(file, len(header.raw), header)
-    elif in_order:
-        with compressing(file) as stream:
-            yield _Compressed(stream, header)
     else:
-        with compressing(file) as stream, unnamed_file(path, voxel_bytes(header)) as raw:
-            yield _CompressedLater(stream, raw, header)
+        with compressing(file) as stream, ExitStack() as opened:
+            beside = partial(unnamed_file, path, voxel_bytes(header))
+            yield _CompressedAsItComes(stream, header, lambda: opened.enter_context(beside()))
 
 
 class _Boxes:
@@ -177,6 +176,34 @@ class _Compressed:
                 checksum = zlib.crc32(piece, checksum)
             check_end(stream, written)
         return checksum == self._checksum
+
+
+class _CompressedAsItComes:
+    """Voxels for a gzip stream, compressed on the way or at the end: the first box tells.
+
+    Not the inferer beforehand: it may have to cut planes that it wanted whole, when memory runs out.
+    """
+
+    def __init__(self, stream: GzipFile, header: Header, make_file: Callable[[], IO[bytes]]) -> None:
+        self._stream, self._header, self._make_file = stream, header, make_file
+        self._chosen: _Compressed | _CompressedLater | None = None
+
+    def put(self, box: Box, stored: np.ndarray) -> None:
+        if self._chosen is None:
+            whole = lengths(box)[:2] == self._header.shape[:2] and box[2].start == 0
+            self._chosen = (
+                _Compressed(self._stream, self._header)
+                if whole
+                else _CompressedLater(self._stream, self._make_file(), self._header)
+            )
+        self._chosen.put(box, stored)
+
+    def finish(self) -> None:
+        if self._chosen is not None:
+            self._chosen.finish()
+
+    def is_in(self, written: Path) -> bool:
+        return self._chosen is not None and self._chosen.is_in(written)
 
 
 class _CompressedLater:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
+from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import OutOfMemoryError
 
-Box = tuple[slice, ...]
 MOST_CUTS = 64  # along one axis
 
 

@@ -153,6 +153,24 @@ class RollingUpsample:
         return [] if self._kept is None else [self._kept]
 
 
+class RollingPair:
+    """Two convolutions side by side, their channels joined; the nearer one's planes wait for the farther one's."""
+
+    def __init__(self, near: RollingConv, far: RollingConv) -> None:
+        self.convs = (near, far)
+        self._waiting = (Queue(), Queue())
+
+    def push(self, planes: Planes, last: bool) -> Planes:
+        """As in ``RollingConv``."""
+        for conv, queue in zip(self.convs, self._waiting, strict=True):
+            queue.put(conv.push(planes, last))
+        return join(self._waiting)
+
+    def tensors(self) -> list[Tensor]:
+        """What is held in memory between two pushes."""
+        return [tensor for part in (*self.convs, *self._waiting) for tensor in part.tensors()]
+
+
 class RollingBlock:
     """Two convolutions beside a shortcut; the shortcut's planes wait for the branch's.
 
@@ -163,7 +181,9 @@ class RollingBlock:
         act: Of the sum; may work in place.
     """
 
-    def __init__(self, first: RollingConv, second: RollingConv, shortcut: RollingConv, act: Activation) -> None:
+    def __init__(
+        self, first: RollingConv | RollingPair, second: RollingConv, shortcut: RollingConv, act: Activation
+    ) -> None:
         self.first, self.second, self.shortcut, self.act = first, second, shortcut, act
         self._waiting = Queue()
 

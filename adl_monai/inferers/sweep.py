@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adl_monai.inferers.columns import Box, Column, plan_columns, smallest_column
+from adl_monai.data.raw_voxels import Box
+from adl_monai.inferers.columns import Column, plan_columns, smallest_column
 from adl_monai.inferers.unet_stream import UNetStream
 from adl_monai.networks import EfficientUNet, receptive_margin
+from adl_monai.networks.backbone import DIVISOR as CELL
 
-CELL = 8  # three strides of 2
 VOXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # on a CPU, what stays in the cache
 LEAST_READ = 8  # planes
 SAFETY = 2.5  # of the estimate: freed planes leave gaps in the heap; measured 1.8 to 2.6 on planes of 1024²

@@ -11,18 +11,15 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor
 
-from adl_monai.compute import autocast, autocast_dtype, available_memory, channels_last
+from adl_monai.compute import autocast, autocast_dtype, channels_last, memory_budget
 from adl_monai.data.normalization import robust_range
+from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
-from adl_monai.inferers.columns import Box
 from adl_monai.inferers.ensemble import mean_over_flips
 from adl_monai.inferers.sweep import Sweep, mirror
 from adl_monai.inferers.unet_stream import can_roll
 
 logger = logging.getLogger(__name__)
-
-MEMORY_SHARE = 0.5
-"""Of the memory that is available: what is used where no budget is given."""
 
 _SMALLEST_TILE = 32  # below it a tile is mostly the border that its neighbours see better
 
@@ -134,11 +131,7 @@ class TiledInferer(Inferer):
 
     def _sweep(self, network: Any, device: torch.device) -> Sweep:
         device = self.device or device
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
-        else:
-            free = available_memory()
-        budget = MEMORY_SHARE * free if self.max_memory is None else self.max_memory
+        budget = memory_budget(self.max_memory, device)
         return Sweep(network, autocast_dtype(self.precision, device), device, budget / 2)
 
     def _sweep_image(self, image: Tensor, sweep: Sweep) -> Tensor:
@@ -181,15 +174,6 @@ class TiledInferer(Inferer):
         """Whether ``stream`` takes this network: it sees the whole volume where it averages over mirror images."""
         return can_roll(network) and not self.ensemble and self.percentiles is None
 
-    def columns(self, shape: Sequence[int], network: Callable[..., Any]) -> int:
-        """In how many columns along the last axis ``stream`` cuts a volume.
-
-        One means that what is read and written is whole planes, in their order.
-        """
-        if self.spatial_dims == 2:
-            return 1
-        return len(self._sweep(network, torch.device("cpu")).columns(shape))
-
     def stream(
         self,
         read: Callable[[Box], Tensor],
@@ -198,6 +182,8 @@ class TiledInferer(Inferer):
         network: Callable[..., Any],
     ) -> None:
         """Denoise a volume that is read and written box by box, in the memory of some dozens of planes.
+
+        Boxes are whole planes, in their order along the last axis, unless planes are too large for the memory.
 
         Args:
             read: Gives the voxels of a box, a slice for each of the three axes: (1, C, h, w, d), float32, about [0, 1].

@@ -14,15 +14,17 @@ from adl_monai.inferers.rolling import (
     Queue,
     RollingBlock,
     RollingConv,
+    RollingPair,
     RollingUpsample,
     channels_first,
     join,
     planes_of,
 )
 from adl_monai.networks import EfficientUNet
-from adl_monai.networks.blocks import ContentEnhancer, ResidualBlock, TransformerHead
+from adl_monai.networks.blocks import ContentEnhancer, ConvNd, ResidualBlock, TransformerHead
 
 Node = RollingConv | RollingUpsample | RollingBlock | Queue
+NO_NORM = nn.Identity()
 
 
 def can_roll(network: object) -> bool:
@@ -144,8 +146,7 @@ class UNetStream:
         """Bytes of the planes that wait between two pushes."""
         nodes: list[Node] = [self.encode1, *self.down, *self.head, self.noisy]
         nodes += [node for pair in self.up for node in pair] + [queue for queues in self.skips for queue in queues]
-        if self.enhancer is not None:
-            nodes.append(self.enhancer)  # type: ignore[arg-type]
+        nodes += [self.enhancer] if self.enhancer is not None else []
         return sum(tensor.numel() * tensor.element_size() for node in nodes for tensor in node.tensors())
 
     def _enter(self, noisy: Tensor) -> Tensor:
@@ -161,71 +162,46 @@ class UNetStream:
             kernel = torch.cat([kernel, kernel], 1)
         return kernel.to(self.device, self.dtype, memory_format=self.layout, copy=True)
 
-    def _conv(
-        self, conv: nn.Module, norm: nn.Module | None = None, act: nn.Module | None = None, of_image: bool = False
-    ) -> RollingConv:
-        weight, bias = conv.weight.detach(), None  # type: ignore[union-attr, operator]
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            assert norm.running_var is not None
-            assert norm.running_mean is not None
-            scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
-            weight = weight * scale.view(-1, *(1,) * (weight.ndim - 1))
-            bias = (norm.bias - norm.running_mean * scale).detach().to(self.device, self.dtype)
-        kernel = self._kernel(weight, of_image)
-        return RollingConv(kernel, bias, conv.stride[0], conv.dilation[0], act)  # type: ignore[index, arg-type]
+    def _folded(self, weight: Tensor, norm: nn.Module, of_image: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Kernel and bias of a convolution with the norm behind it."""
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            return self._kernel(weight, of_image), None
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+        bias = (norm.bias - norm.running_mean * scale).detach().to(self.device, self.dtype)
+        return self._kernel(weight.detach() * scale.view(-1, *(1,) * (weight.ndim - 1)), of_image), bias
+
+    def _conv(self, conv: ConvNd, norm: nn.Module, act: nn.Module | None = None, of_image: bool = False) -> RollingConv:
+        kernel, bias = self._folded(conv.weight, norm, of_image)
+        return RollingConv(kernel, bias, conv.stride[0], conv.dilation[0], act)
 
     def _block(self, block: ResidualBlock, of_image: bool = False) -> RollingBlock:
         return RollingBlock(
             self._conv(block.conv1, block.norm1, block.act1, of_image),
             self._conv(block.conv2, block.norm2),
-            self._conv(block.shortcut, of_image=of_image),
+            self._conv(block.shortcut, NO_NORM, of_image=of_image),
             in_place(block.act2),
         )
 
     def _head(self, head: TransformerHead) -> list[RollingBlock | RollingConv]:
-        return [*[self._block(block) for block in head.blocks], self._conv(head.project)]  # type: ignore[arg-type]
+        return [*[self._block(block) for block in head.blocks], self._conv(head.project, NO_NORM)]  # type: ignore[arg-type]
 
-    def _enhancer(self, enhancer: ContentEnhancer) -> _RollingEnhancer:
+    def _enhancer(self, enhancer: ContentEnhancer) -> RollingBlock:
         # The norm lies behind the joined convolutions: each takes its share of it.
-        near, far = enhancer.near, enhancer.far
-        joint = nn.Module()
-        joint.weight = torch.cat([near.weight.detach(), far.weight.detach()])  # type: ignore[assignment]
-        joint.stride, joint.dilation = near.stride, near.dilation  # type: ignore[assignment]
-        folded = self._conv(joint, enhancer.norm1, enhancer.act1, of_image=True)
-        count = near.weight.shape[0]
-        biases = [None, None] if folded.bias is None else [folded.bias[:count], folded.bias[count:]]
-        pair = [
-            RollingConv(kernel, bias, 1, conv.dilation[0], enhancer.act1)
-            for kernel, bias, conv in zip(
-                (folded.weight[:count], folded.weight[count:]), biases, (near, far), strict=True
-            )
-        ]
-        return _RollingEnhancer(
-            pair,
+        convs = (enhancer.near, enhancer.far)
+        kernels, biases = self._folded(torch.cat([conv.weight for conv in convs]), enhancer.norm1, of_image=True)
+        shares = (None, None) if biases is None else biases.chunk(2)
+        near, far = (
+            RollingConv(kernel.clone(memory_format=self.layout), bias, 1, conv.dilation[0], enhancer.act1)
+            for conv, kernel, bias in zip(convs, kernels.chunk(2), shares, strict=True)
+        )
+        return RollingBlock(
+            RollingPair(near, far),
             self._conv(enhancer.join, enhancer.norm2),
-            self._conv(enhancer.shortcut, of_image=True),
+            self._conv(enhancer.shortcut, NO_NORM, of_image=True),
             in_place(enhancer.act2),
         )
-
-
-class _RollingEnhancer:
-    def __init__(self, pair: list[RollingConv], last: RollingConv, shortcut: RollingConv, act: nn.Module) -> None:
-        self.pair, self.join, self.shortcut, self.act = pair, last, shortcut, act
-        self.queues = [Queue(), Queue()]
-        self.waiting = Queue()
-
-    def push(self, image: Planes, last: bool) -> Planes:
-        self.waiting.put(self.shortcut.push(image, last))
-        for conv, queue in zip(self.pair, self.queues, strict=True):
-            queue.put(conv.push(image, last))
-        branch = self.join.push(join(self.queues), last)
-        if branch is None:
-            return None
-        return self.act(branch.add_(self.waiting.take(branch.shape[AXIS])))
-
-    def tensors(self) -> list[Tensor]:
-        parts: list[Node] = [*self.pair, self.join, self.shortcut, *self.queues, self.waiting]
-        return [tensor for part in parts for tensor in part.tensors()]
 
 
 def in_place(act: nn.Module) -> nn.Module:

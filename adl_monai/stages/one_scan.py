@@ -15,7 +15,7 @@ import torch
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
 from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
-from adl_monai.stages.pipeline import Steps
+from adl_monai.stages.pipeline import AT_ONCE, Steps
 from adl_monai.stages.stream import denoise_stream, needs_streaming
 from adl_monai.stages.tally import InferenceResult
 
@@ -89,18 +89,17 @@ def steps_of(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, Infe
 
     def streams(job: Job) -> bool:
         try:
-            return _streams(denoisers, job)
+            return _streams(denoisers, job, AT_ONCE)
         except AdlError:  # a bad file: reading it will say so, where the failure of a scan is expected
             return False
 
     return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), streams)
 
 
-def _streams(denoisers: DenoiserChoice, job: Job) -> bool:
-    """Whether a scan is denoised from disk to disk, by pieces: alone, since it takes all the memory that is allowed."""
-    return denoisers.get().inferer.can_stream(denoisers.get().network) and needs_streaming(
-        job, denoisers.options.get("max_memory")
-    )
+def _streams(denoisers: DenoiserChoice, job: Job, scans: int = 1) -> bool:
+    """Whether a scan is too large for memory with so many there: then it is done alone, streamed if need be."""
+    inferer, network = denoisers.get().inferer, denoisers.get().network
+    return inferer.can_stream(network) and needs_streaming(job, denoisers.options.get("max_memory"), scans)
 
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:

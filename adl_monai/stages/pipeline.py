@@ -20,6 +20,9 @@ Case = TypeVar("Case")
 Result = TypeVar("Result")
 Outcome = Callable[[], Result]
 
+AT_ONCE = 3
+"""Jobs in memory at the same time, at most: one read, one computed, one written."""
+
 _GOODBYE = 5.0  # seconds that a reader, which leaves nothing behind, may take to end
 
 

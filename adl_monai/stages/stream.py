@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adl_monai.bundle import Denoiser
-from adl_monai.compute import available_memory
+from adl_monai.compute import memory_budget
 from adl_monai.data.formats import output_format, scan_format
 from adl_monai.data.nifti import peek_header
 from adl_monai.data.nifti_sink import NiftiSink, nifti_sink
@@ -23,18 +23,18 @@ from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, lengths, slabs
-from adl_monai.inferers.tiled import MEMORY_SHARE
 from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
 
 logger = logging.getLogger(__name__)
 
 
-def needs_streaming(job: Job, max_memory: int | None = None) -> bool:
+def needs_streaming(job: Job, max_memory: int | None = None, scans: int = 1) -> bool:
     """Whether a job is a NIfTI volume, to become NIfTI, that denoising in memory would need too much memory for.
 
     Args:
         job: The job.
-        max_memory: Budget in bytes, half of it for the volume; None takes ``MEMORY_SHARE`` of what is available now.
+        max_memory: See `adl_monai.compute.memory_budget`; half of it is for volumes.
+        scans: Volumes that are in memory at the same time.
 
     Raises:
         AdlError: If the source is not a sound NIfTI file, as far as its header tells.
@@ -42,8 +42,8 @@ def needs_streaming(job: Job, max_memory: int | None = None) -> bool:
     if job.source.is_dir() or scan_format(job.source) != "nifti" or output_format(job.output) != "nifti":
         return False
     header = peek_header(job.source)
-    budget = MEMORY_SHARE * available_memory() if max_memory is None else max_memory
-    return len(header.shape) == 3 and memory_needed(header.shape, header.dtype) > budget / 2
+    room = memory_budget(max_memory) / 2 / scans
+    return len(header.shape) == 3 and memory_needed(header.shape, header.dtype) > room
 
 
 def memory_needed(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -86,9 +86,8 @@ def denoise_stream(
         constant = scale == 0
         if constant:
             logger.warning("%s is constant and is written unchanged", job.source)
-        in_order = constant or denoiser.inferer.columns(source.shape, denoiser.network) == 1
         middle = _MiddlePlane(source.shape) if preview else None
-        with nifti_sink(job.output, job.source, source.header, dtype, overwrite, in_order) as sink:
+        with nifti_sink(job.output, job.source, source.header, dtype, overwrite) as sink:
             if constant:
                 _copy(source, sink)
             else:

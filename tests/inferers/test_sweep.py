@@ -303,9 +303,8 @@ def test_streaming_gives_what_a_volume_in_memory_gives(spatial_dims: int, most_p
     with torch.inference_mode():
         inferer.stream(lambda box: image[:, :, *box], write, image.shape[2:], network)
         assert torch.equal(denoised, inferer(image, network))
-        count = inferer.columns(image.shape[2:], network)
+    count = len({(box[0].start, box[1].start) for box in boxes})
     assert count == (2 if spatial_dims == 3 and most_pixels else 1)
-    assert len({(box[0].start, box[1].start) for box in boxes}) == count
     if count == 1:
         assert [box[2].start for box in boxes] == sorted(box[2].start for box in boxes)
 

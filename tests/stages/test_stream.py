@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from adl_monai.compute import available_memory
 from adl_monai.data.normalization import MAX_SAMPLED_VOXELS
 from adl_monai.data.output import publish
 from adl_monai.errors import OutputError
+from adl_monai.inferers.unet_stream import UNetStream
 from adl_monai.stages import one_scan as infer_module
 from adl_monai.stages.infer import infer
 from adl_monai.stages.outputs import Job
-from adl_monai.stages.stream import available_memory, denoise_stream, memory_needed, needs_streaming
+from adl_monai.stages.stream import denoise_stream, memory_needed, needs_streaming
 from tests.data.conftest import build_nifti, oblique_affine
 from tests.streaming import stand_in
 
@@ -167,9 +170,33 @@ def test_which_jobs_are_streamed(tmp_path: Path) -> None:
     assert needs_streaming(Job(volume, tmp_path / "o.nii"), 2 * need - 2)
     assert not needs_streaming(Job(volume, tmp_path / "o.nii"), 2 * need)  # half is the network's
     assert not needs_streaming(Job(volume, tmp_path / "o.nii"))
+    assert needs_streaming(Job(volume, tmp_path / "o.nii"), 6 * need - 6, scans=3), "three share what one may take"
+    assert not needs_streaming(Job(volume, tmp_path / "o.nii"), 6 * need, scans=3)
     assert not needs_streaming(Job(volume, tmp_path / "o.mha"), 0)
     assert not needs_streaming(Job(image, tmp_path / "o.nii"), 0)
     assert not needs_streaming(Job(tmp_path, tmp_path / "o.nii"), 0)
+
+
+def test_planes_that_turn_out_too_large_are_cut_whatever_the_output(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Compressing on the way needs whole planes, which is only known when the first box comes."""
+    shape = (120, 16, 20)
+    source, model = build_nifti(tmp_path / "scan.nii.gz", voxels("int16", shape)), identity_model(3)
+    (whole,) = infer([source], tmp_path / "whole.nii.gz", model=model)
+    push = UNetStream.push
+
+    def hungry(self: UNetStream, noisy: torch.Tensor | None, last: bool) -> torch.Tensor | None:
+        assert noisy is not None
+        if noisy.shape[3] > 100:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return push(self, noisy, last)
+
+    monkeypatch.setattr(UNetStream, "push", hungry)
+    monkeypatch.setattr("adl_monai.stages.one_scan.needs_streaming", lambda *arguments: True)
+    (cut,) = infer([source], tmp_path / "cut.nii.gz", model=model)
+    assert "trying again with columns" in caplog.text
+    assert gzip.decompress(cut.output.read_bytes()) == gzip.decompress(whole.output.read_bytes())
 
 
 def test_available_memory_is_a_part_of_the_machines() -> None:
@@ -260,8 +287,6 @@ class Inferer:
         self.cut = cut
     def stream(self, read, write, shape, network):
         box_by_box(read, write, shape, self.cut, 8)
-    def columns(self, shape, network):
-        return self.cut * self.cut
 
 def held(name):
     return int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
