@@ -46,30 +46,22 @@ def measure(settings: Settings) -> Report:
                 least_seconds=sizes.least_seconds,
             )
             flops = count_flops(forward)
-            reached = rounds["network"].rate(flops) / rounds["product"].rate(2 * size**3)
-            name = f"{model}, {'x'.join(map(str, tile.shape[2:]))}, {str(dtype).removeprefix('torch.')}"
-            rows.append(
-                {
-                    "what": name,
-                    "GFLOP/s": rounds["network"].rate(flops / 1e9),
-                    "share of the ceiling": reached,
-                    "voxels/s": rounds["network"].rate(tile.numel()),
-                    "kFLOP per voxel": flops / tile.numel() / 1e3,
-                }
-            )
-            statements.append(f"{name}: {reached.median:.0%} of the best matrix product's rate.")
-            flops *= image.numel() / tile.numel()
-            reached = rounds["inferer"].rate(flops) / rounds["product"].rate(2 * size**3)
-            name_swept = f"{model} in the inferer, {'x'.join(map(str, image.shape[2:]))}, {name.split(', ')[-1]}"
-            rows.append(
-                {
-                    "what": name_swept,
-                    "GFLOP/s": rounds["inferer"].rate(flops / 1e9),
-                    "share of the ceiling": reached,
-                    "voxels/s": rounds["inferer"].rate(image.numel()),
-                }
-            )
-            statements.append(f"{name_swept}: {reached.median:.0%} of the best matrix product's rate.")
+            precise = str(dtype).removeprefix("torch.")
+            name = f"{model}, {'x'.join(map(str, tile.shape[2:]))}, {precise}"
+            name_swept = f"{model} in the inferer, {'x'.join(map(str, image.shape[2:]))}, {precise}"
+            for key, what, voxels in (("network", name, tile.numel()), ("inferer", name_swept, image.numel())):
+                done = flops * voxels / tile.numel()
+                reached = rounds[key].rate(done) / rounds["product"].rate(2 * size**3)
+                rows.append(
+                    {
+                        "what": what,
+                        "GFLOP/s": rounds[key].rate(done / 1e9),
+                        "share of the ceiling": reached,
+                        "voxels/s": rounds[key].rate(voxels),
+                        "kFLOP per voxel": flops / tile.numel() / 1e3,
+                    }
+                )
+                statements.append(f"{what}: {reached.median:.0%} of the best matrix product's rate.")
             if precision == precisions[0]:
                 layers += _layer_rows(name, network, tile, precision, rate, bandwidth, sizes.profiled)
     return Report(rows + layers, tuple(statements))

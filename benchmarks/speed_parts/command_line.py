@@ -13,7 +13,7 @@ from adl_monai.data.io import read_volume
 from speed_parts.scans import write_scan
 from speed_parts.settings import Report, Row, Settings
 
-STAGES = ("import", "load model", "read", "normalise", "network", "tiles and blending", "postprocess", "write")
+STAGES = ("import", "load model", "read", "normalise", "network", "planes and copies", "postprocess", "write")
 SCRIPT = Path(__file__).with_name("stage_clock.py")
 
 
@@ -70,7 +70,7 @@ def _report(commands: list[Usage], staged: list[Usage], voxels: int) -> Report:
         rows.append(row if name == "import" else row | {"share without start and import": seconds / work})
     network = stages["network"]
     if not max(network.values):
-        return Report(rows, ("The network's forwards were not seen: their time is in 'tiles and blending'.",))
+        return Report(rows, ("The network was not seen at work: its time is in 'planes and copies'.",))
     return Report(
         rows,
         (

@@ -47,9 +47,9 @@ def run(scan: str, output: str, start: float) -> dict[str, float]:
     clock = clock_network()
     with torch.inference_mode():
         case["pred"] = denoiser.inferer(case["image"][None], denoiser.network)[0]
-    passed("tiles and blending")
+    passed("planes and copies")
     seconds["network"] = clock["seconds"]
-    seconds["tiles and blending"] -= clock["seconds"]
+    seconds["planes and copies"] -= clock["seconds"]
     for transform in getattr(denoiser.postprocessing, "transforms", (denoiser.postprocessing,)):
         case = apply_transform(transform, case)
         passed("write" if "Save" in type(transform).__name__ else "postprocess")

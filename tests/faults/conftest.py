@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,3 +115,29 @@ def outcome_of_reading(path: Path) -> AdlError | None:
     except AdlError as error:
         return error
     return None
+
+
+def assert_warned_and_kept(command: Command, path: Path, words: list[str]) -> None:
+    """A scan with something odd is warned of in these words, and given back to the byte at strength 0."""
+    output = path.with_name("out.nii")
+    outcome = command("infer", path, "-o", output, "--strength", "0")
+    assert outcome.code == 0
+    for word in ["WARNING", str(path), *words]:
+        assert word in outcome.err
+    assert output.read_bytes() == path.read_bytes()
+
+
+def assert_a_signal_leaves_only(
+    name: str, process: subprocess.Popen[bytes], work: Path, number: int, code: int
+) -> None:
+    """Interrupt a program once it has made the file ``name``: it ends with its code, its temporary file is gone."""
+    deadline = time.monotonic() + 120
+    while not (work / name).exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert len(contents(work)) == 2, "the temporary file is there"
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (code, b"interrupted\n")
+    assert list(contents(work)) == [name]

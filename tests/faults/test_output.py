@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from adl_monai.data.io import read_volume, write_volume
 from adl_monai.errors import AdlError
 from tests.data.conftest import build_nifti
 
-from .conftest import WORKING, Command, Refused, contents
+from .conftest import WORKING, Command, Refused, assert_a_signal_leaves_only, contents
 
 
 @pytest.fixture
@@ -175,16 +174,7 @@ def test_row_60_a_signal_while_writing_leaves_nothing(scan: Path, tmp_path: Path
     work = tmp_path / WORKING
     work.mkdir()
     process = subprocess.Popen([sys.executable, "-c", SLOW_WRITER, str(scan)], cwd=work, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (work / "writing").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert len(contents(work)) == 2, "the temporary file is there"
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (code, b"interrupted\n")
-    assert list(contents(work)) == ["writing"]
+    assert_a_signal_leaves_only("writing", process, work, number, code)
 
 
 def out_of_memory(*arguments: Any, **named: Any) -> None:

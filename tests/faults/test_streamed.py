@@ -20,7 +20,7 @@ from adl_monai.inferers import TiledInferer
 from tests.data.conftest import build_nifti, oblique_affine
 from tests.streaming import stand_in
 
-from .conftest import WORKING, Command, Refused, contents
+from .conftest import WORKING, Command, Refused, assert_a_signal_leaves_only, assert_warned_and_kept, contents
 from .test_files import REFUSED, WARNED, Make, voxels
 
 
@@ -82,11 +82,7 @@ def test_an_odd_header_is_warned_of_and_kept(
     tmp_path: Path, command: Command, options: dict[str, Any], words: list[str]
 ) -> None:
     path = build_nifti(tmp_path / "scan.nii", voxels(), **options)
-    outcome = command("infer", path, "-o", tmp_path / "out.nii", "--strength", "0")
-    assert outcome.code == 0
-    for word in ["WARNING", str(path), *words]:
-        assert word in outcome.err
-    assert (tmp_path / "out.nii").read_bytes() == path.read_bytes()
+    assert_warned_and_kept(command, path, words)
 
 
 @pytest.mark.parametrize(
@@ -151,16 +147,7 @@ def test_row_60_a_signal_leaves_nothing(tmp_path: Path, number: int, code: int, 
     arguments = [sys.executable, "-c", INTERRUPTED, str(scan), "out.nii.gz", str(cut), place]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(arguments, cwd=work, env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (work / "running").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert len(contents(work)) == 2, "the temporary file is there"
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (code, b"interrupted\n")
-    assert list(contents(work)) == ["running"]
+    assert_a_signal_leaves_only("running", process, work, number, code)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a file can be without a name from its start")
