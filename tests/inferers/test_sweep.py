@@ -9,10 +9,8 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from adl_monai.errors import OutOfMemoryError
 from adl_monai.inferers import TiledInferer
-from adl_monai.inferers.columns import plan_columns
-from adl_monai.inferers.rolling import Queue, RollingConv, RollingUpsample, channels_first, planes_of
+from adl_monai.inferers.rolling import RollingUpsample, planes_of
 from adl_monai.inferers.sweep import SAFETY, Sweep, mirror
 from adl_monai.inferers.tiled import pad_by_reflection
 from adl_monai.inferers.unet_stream import UNetStream, can_roll
@@ -151,42 +149,6 @@ def test_bfloat16_sees_sixteen_bits_of_the_image() -> None:
     assert torch.equal(kernel[:, 0], kernel[:, 1])
 
 
-def test_less_waste_than_overlapping_windows_of_the_same_memory() -> None:
-    """Voxels through the network, ours against MONAI's default overlap of a quarter, which leaves seams besides."""
-    windows: list[int] = []
-
-    def count(tiles: Tensor) -> Tensor:
-        windows.append(tiles.numel())
-        return tiles
-
-    image = torch.zeros(1, 1, 160, 160, 160)
-    SlidingWindowInferer((96, 96, 96), overlap=0.25)(image, count)
-    columns = plan_columns((160, 160), 40, 160 * 160, 8)
-    assert sum(column.pixels() for column in columns) * 160 == 160**3
-    assert sum(windows) > 1.7 * 160**3
-
-
-@pytest.mark.parametrize(
-    ("plane", "most"), [((64, 64), 1e9), ((512, 512), 200_000), ((1024, 2048), 150_000), ((904,), 300)]
-)
-def test_columns_cover_each_pixel_once_with_halos_inside_the_image(plane: tuple[int, ...], most: float) -> None:
-    columns = plan_columns(plane, 40, most, 8)
-    covered = torch.zeros(plane, dtype=torch.int32)
-    for column in columns:
-        assert column.pixels() <= most
-        covered[column.core] += 1
-        for read, core, size in zip(column.read, column.core, plane, strict=True):
-            assert read.start == max(0, core.start - 40)
-            assert read.stop == min(size, core.stop + 40)
-            assert not read.start % 8
-    assert (covered == 1).all()
-
-
-def test_where_nothing_fits_the_memory_it_is_said() -> None:
-    with pytest.raises(OutOfMemoryError, match="--max-memory"):
-        plan_columns((512, 512), 40, 50 * 50, 8)
-
-
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_what_waits_is_counted(spatial_dims: int) -> None:
     """The estimate for a column against what the stream of a real one holds."""
@@ -231,45 +193,6 @@ def test_memory_that_runs_out_gives_smaller_columns(
     monkeypatch.setattr(UNetStream, "push", starving)
     with pytest.raises(RuntimeError, match="allocate"):
         TiledInferer(3, 32, precision="fp32")(image, network)
-
-
-@pytest.mark.parametrize("planes", [1, 3, 8])
-@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (1, 2, 1), (7, 1, 4), (1, 1, 1)])
-def test_a_rolling_convolution_is_the_convolution(kernel: int, stride: int, dilation: int, planes: int) -> None:
-    conv = nn.Conv2d(2, 3, kernel, stride, dilation * (kernel - 1) // 2, dilation, bias=True).requires_grad_(False)
-    image = torch.rand(1, 2, 32, 10)
-    rolling = RollingConv(conv.weight, conv.bias, stride, dilation, nn.LeakyReLU(0.2))
-    expected = nn.functional.leaky_relu(conv(image), 0.2)
-    torch.testing.assert_close(rolled(rolling, image, planes), expected)
-    rolling.fused = None  # as on a GPU
-    torch.testing.assert_close(rolled(rolling, image, planes), expected)
-
-
-@pytest.mark.parametrize("planes", [1, 2, 5, 16])
-def test_a_rolling_upsampling_is_the_transposed_convolution(planes: int) -> None:
-    layer = nn.ConvTranspose3d(2, 3, 3, 2, 1, 1, bias=False).requires_grad_(False)
-    image = torch.rand(1, 2, 16, 4, 5)
-    torch.testing.assert_close(rolled(RollingUpsample(layer.weight), image, planes), layer(image))
-
-
-def rolled(layer: RollingConv | RollingUpsample, image: Tensor, planes: int) -> Tensor:
-    length = image.shape[2]
-    parts = [
-        layer.push(planes_of(image[:, :, start : start + planes]), start + planes >= length)
-        for start in range(0, length, planes)
-    ]
-    return torch.cat([channels_first(part) for part in parts if part is not None], 2)
-
-
-def test_a_queue_gives_planes_in_their_order() -> None:
-    queue = Queue()
-    planes = torch.arange(10.0).view(1, 10, 1, 1)
-    for start, stop in ((0, 3), (3, 4), (4, 10)):
-        queue.put(planes[:, start:stop])
-    queue.put(None)
-    assert queue.count == 10
-    assert torch.equal(torch.cat([queue.take(n) for n in (1, 4, 3, 2)], 1), planes)
-    assert queue.count == 0
 
 
 def test_networks_that_need_the_whole_image_are_left_to_tiles() -> None:
@@ -332,3 +255,23 @@ def test_the_end_of_an_image_takes_no_more_at_once_than_its_middle(monkeypatch: 
         stream.push(image[:, :, start : start + 2], start == 94)
     assert sum(given) == 96 + 48 + 24
     assert max(given) <= 6
+
+
+def test_no_voxel_goes_through_the_network_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, image = some_network(3), torch.rand(1, 1, 56, 48, 64)
+    pushed: list[int] = []
+    push = UNetStream.push
+
+    def counted(self: UNetStream, noisy: Tensor | None, last: bool) -> Tensor | None:
+        pushed.append(0 if noisy is None else noisy.numel())
+        return push(self, noisy, last)
+
+    windows: list[int] = []
+    with torch.inference_mode():
+        inferer = TiledInferer(3, 32, precision="fp32")
+        inferer(image, network)  # counts its memory once
+        monkeypatch.setattr(UNetStream, "push", counted)
+        inferer(image, network)
+    SlidingWindowInferer((32, 32, 32), overlap=0.25)(image, lambda tiles: windows.append(tiles.numel()) or tiles)
+    assert sum(pushed) == image.numel()
+    assert sum(windows) > 1.5 * image.numel(), "what overlapping windows cost"

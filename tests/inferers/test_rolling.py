@@ -1,0 +1,50 @@
+"""Layers that roll give what layers give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adl_monai.inferers.rolling import Queue, RollingConv, RollingUpsample, channels_first, planes_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("planes", [1, 3, 8])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (1, 2, 1), (7, 1, 4), (1, 1, 1)])
+def test_a_rolling_convolution_is_the_convolution(kernel: int, stride: int, dilation: int, planes: int) -> None:
+    conv = nn.Conv2d(2, 3, kernel, stride, dilation * (kernel - 1) // 2, dilation, bias=True).requires_grad_(False)
+    image = torch.rand(1, 2, 32, 10)
+    rolling = RollingConv(conv.weight, conv.bias, stride, dilation, nn.LeakyReLU(0.2))
+    expected = nn.functional.leaky_relu(conv(image), 0.2)
+    torch.testing.assert_close(rolled(rolling, image, planes), expected)
+    rolling.fused = None  # as on a GPU
+    torch.testing.assert_close(rolled(rolling, image, planes), expected)
+
+
+@pytest.mark.parametrize("planes", [1, 2, 5, 16])
+def test_a_rolling_upsampling_is_the_transposed_convolution(planes: int) -> None:
+    layer = nn.ConvTranspose3d(2, 3, 3, 2, 1, 1, bias=False).requires_grad_(False)
+    image = torch.rand(1, 2, 16, 4, 5)
+    torch.testing.assert_close(rolled(RollingUpsample(layer.weight), image, planes), layer(image))
+
+
+def rolled(layer: RollingConv | RollingUpsample, image: Tensor, planes: int) -> Tensor:
+    length = image.shape[2]
+    parts = [
+        layer.push(planes_of(image[:, :, start : start + planes]), start + planes >= length)
+        for start in range(0, length, planes)
+    ]
+    return torch.cat([channels_first(part) for part in parts if part is not None], 2)
+
+
+def test_a_queue_gives_planes_in_their_order() -> None:
+    queue = Queue()
+    planes = torch.arange(10.0).view(1, 10, 1, 1)
+    for start, stop in ((0, 3), (3, 4), (4, 10)):
+        queue.put(planes[:, start:stop])
+    queue.put(None)
+    assert queue.count == 10
+    assert torch.equal(torch.cat([queue.take(n) for n in (1, 4, 3, 2)], 1), planes)
+    assert queue.count == 0
