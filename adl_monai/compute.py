@@ -5,11 +5,8 @@ Both training engines and inferers use these; they import nothing else of the pa
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -111,33 +108,6 @@ def channels_last(spatial_dims: int) -> torch.memory_format:
 def place(network: torch.nn.Module, device: torch.device, spatial_dims: int) -> torch.nn.Module:
     """Move a network to its device, in the memory format of ``channels_last``; returns the same module."""
     return network.to(device=device, memory_format=channels_last(spatial_dims))  # type: ignore[call-overload]
-
-
-def available_memory() -> int:
-    """Bytes of memory that programs can take now without swapping, about; on systems that do not say, half of all."""
-    try:
-        found = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 4 * 2**30
-
-
-def memory_budget(max_memory: float | None, device: torch.device | None = None) -> float:
-    """Bytes that denoising may use: ``max_memory``, or half of what is free where None is given.
-
-    Args:
-        max_memory: What was asked for.
-        device: Whose memory counts; None is the CPU's.
-    """
-    if max_memory is not None:
-        return max_memory
-    free = torch.cuda.mem_get_info(device)[0] if device is not None and device.type == "cuda" else available_memory()
-    return free / 2
 
 
 def unwrap(network: torch.nn.Module) -> torch.nn.Module:

@@ -16,6 +16,7 @@ LEVELS = {
     "version": 0,
     "compute": 1,
     "files": 1,
+    "memory": 1,
     "networks": 2,
     "losses": 2,
     "data": 2,

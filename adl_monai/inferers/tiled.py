@@ -11,13 +11,14 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor
 
-from adl_monai.compute import autocast, autocast_dtype, channels_last, memory_budget
+from adl_monai.compute import autocast, autocast_dtype, channels_last
 from adl_monai.data.normalization import robust_range
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
 from adl_monai.inferers.ensemble import mean_over_flips
 from adl_monai.inferers.sweep import Sweep, mirror
 from adl_monai.inferers.unet_stream import can_roll
+from adl_monai.memory import memory_budget
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from adl_monai.bundle import Denoiser
-from adl_monai.compute import memory_budget
 from adl_monai.data.formats import output_format, scan_format
 from adl_monai.data.nifti import peek_header
 from adl_monai.data.nifti_sink import NiftiSink, nifti_sink
@@ -23,6 +22,7 @@ from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, lengths, slabs
+from adl_monai.memory import memory_budget
 from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def needs_streaming(job: Job, max_memory: int | None = None, scans: int = 1) -> 
 
     Args:
         job: The job.
-        max_memory: See `adl_monai.compute.memory_budget`; half of it is for volumes.
+        max_memory: See `adl_monai.memory.memory_budget`; half of it is for volumes.
         scans: Volumes that are in memory at the same time.
 
     Raises:

@@ -28,7 +28,7 @@ from .test_files import REFUSED, WARNED, Make, voxels
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No volume fits into memory, and nothing may be denoised there."""
     stand_in(monkeypatch)
-    monkeypatch.setattr("adl_monai.compute.available_memory", lambda: 0)
+    monkeypatch.setattr("adl_monai.memory.available_memory", lambda: 0)
 
     def forbidden(*given: Any) -> None:
         raise AssertionError("denoised in memory")
@@ -115,7 +115,7 @@ from tests import streaming
 
 patch = pytest.MonkeyPatch()
 streaming.stand_in(patch, int(sys.argv[3]))
-patch.setattr("adl_monai.compute.available_memory", lambda: 0)
+patch.setattr("adl_monai.memory.available_memory", lambda: 0)
 if sys.argv[4] == "network":
     brighter = streaming.brighter
     calls = []
