@@ -16,7 +16,8 @@ from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
 from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
 from adl_monai.stages.pipeline import AT_ONCE, Steps
-from adl_monai.stages.stream import denoise_stream, needs_streaming
+from adl_monai.stages.sizes import fits
+from adl_monai.stages.stream import can_stream, denoise_stream
 from adl_monai.stages.tally import InferenceResult
 
 logger = logging.getLogger(__name__)
@@ -87,19 +88,21 @@ def steps_of(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, Infe
         with _explaining(case.job):
             return _write(case, preview)
 
-    def streams(job: Job) -> bool:
+    def crowds(job: Job) -> bool:
         try:
-            return _streams(denoisers, job, AT_ONCE)
-        except AdlError:  # a bad file: reading it will say so, where the failure of a scan is expected
+            return not fits(job, denoisers.options.get("max_memory"), AT_ONCE)
+        except (AdlError, OSError):  # a bad file: reading it will say so, where the failure of a scan is expected
             return False
 
-    return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), streams)
+    return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), crowds)
 
 
-def _streams(denoisers: DenoiserChoice, job: Job, scans: int = 1) -> bool:
-    """Whether a scan is too large for memory with so many there: then it is done alone, streamed if need be."""
-    inferer, network = denoisers.get().inferer, denoisers.get().network
-    return inferer.can_stream(network) and needs_streaming(job, denoisers.options.get("max_memory"), scans)
+def _streams(denoisers: DenoiserChoice, job: Job) -> bool:
+    """Whether a scan, alone, is too large for the memory and can be denoised from disk to disk."""
+    denoiser = denoisers.get()
+    if not (denoiser.inferer.can_stream(denoiser.network) and can_stream(job)):
+        return False
+    return not fits(job, denoisers.options.get("max_memory"))
 
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:

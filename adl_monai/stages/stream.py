@@ -7,9 +7,7 @@ normalisation, store like the source), and the same output.
 from __future__ import annotations
 
 import logging
-import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,36 +20,20 @@ from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, lengths, slabs
-from adl_monai.memory import memory_budget
 from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
 
 logger = logging.getLogger(__name__)
 
 
-def needs_streaming(job: Job, max_memory: int | None = None, scans: int = 1) -> bool:
-    """Whether a job is a NIfTI volume, to become NIfTI, that denoising in memory would need too much memory for.
-
-    Args:
-        job: The job.
-        max_memory: See `adl_monai.memory.memory_budget`; half of it is for volumes.
-        scans: Volumes that are in memory at the same time.
+def can_stream(job: Job) -> bool:
+    """Whether a job is a NIfTI volume of three axes, to become NIfTI.
 
     Raises:
         AdlError: If the source is not a sound NIfTI file, as far as its header tells.
     """
-    if job.source.is_dir() or scan_format(job.source) != "nifti" or output_format(job.output) != "nifti":
+    if scan_format(job.source) != "nifti" or output_format(job.output) != "nifti":
         return False
-    header = peek_header(job.source)
-    room = memory_budget(max_memory) / 2 / scans
-    return len(header.shape) == 3 and memory_needed(header.shape, header.dtype) > room
-
-
-def memory_needed(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Bytes that denoising in memory takes at its peak, beside the network.
-
-    Measured: 25 for each voxel of an int16 volume, 28 for float32 (five float32 copies and twice the stored voxels).
-    """
-    return math.prod(shape) * (22 + 2 * dtype.itemsize)
+    return len(peek_header(job.source).shape) == 3
 
 
 def denoise_stream(

@@ -24,7 +24,7 @@ from adl_monai.inferers.unet_stream import UNetStream
 from adl_monai.stages import one_scan as infer_module
 from adl_monai.stages.infer import infer
 from adl_monai.stages.outputs import Job
-from adl_monai.stages.stream import denoise_stream, memory_needed, needs_streaming
+from adl_monai.stages.stream import can_stream, denoise_stream
 from tests.data.conftest import build_nifti, oblique_affine
 from tests.streaming import stand_in
 
@@ -160,19 +160,13 @@ def test_warnings_are_the_same(
     assert said[half:] == [line.replace("memory.nii", "stream.nii") for line in said[:half]]
 
 
-def test_which_jobs_are_streamed(tmp_path: Path) -> None:
+def test_which_jobs_can_be_streamed(tmp_path: Path) -> None:
     volume = build_nifti(tmp_path / "a.nii.gz", voxels("int16"))
     image = build_nifti(tmp_path / "b.nii", voxels("int16", (30, 40)))
-    need = memory_needed(SHAPE, np.dtype(np.int16))
-    assert 24 <= need / math.prod(SHAPE) <= 28
-    assert needs_streaming(Job(volume, tmp_path / "o.nii"), 2 * need - 2)
-    assert not needs_streaming(Job(volume, tmp_path / "o.nii"), 2 * need)  # half is the network's
-    assert not needs_streaming(Job(volume, tmp_path / "o.nii"))
-    assert needs_streaming(Job(volume, tmp_path / "o.nii"), 6 * need - 6, scans=3), "three share what one may take"
-    assert not needs_streaming(Job(volume, tmp_path / "o.nii"), 6 * need, scans=3)
-    assert not needs_streaming(Job(volume, tmp_path / "o.mha"), 0)
-    assert not needs_streaming(Job(image, tmp_path / "o.nii"), 0)
-    assert not needs_streaming(Job(tmp_path, tmp_path / "o.nii"), 0)
+    assert can_stream(Job(volume, tmp_path / "o.nii"))
+    assert not can_stream(Job(volume, tmp_path / "o.mha"))
+    assert not can_stream(Job(image, tmp_path / "o.nii"))
+    assert not can_stream(Job(tmp_path, tmp_path / "o.nii"))
 
 
 def test_planes_that_turn_out_too_large_are_cut_whatever_the_output(
@@ -191,7 +185,7 @@ def test_planes_that_turn_out_too_large_are_cut_whatever_the_output(
         return push(self, noisy, last)
 
     monkeypatch.setattr(UNetStream, "push", hungry)
-    monkeypatch.setattr("adl_monai.stages.one_scan.needs_streaming", lambda *arguments: True)
+    monkeypatch.setattr("adl_monai.stages.one_scan.fits", lambda *arguments: False)
     (cut,) = infer([source], tmp_path / "cut.nii.gz", model=model)
     assert "trying again with columns" in caplog.text
     assert gzip.decompress(cut.output.read_bytes()) == gzip.decompress(whole.output.read_bytes())

@@ -1,0 +1,39 @@
+"""How much memory scans take, told before they are read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.data import get_testdata_file
+
+from adl_monai.stages.outputs import Job
+from adl_monai.stages.sizes import fits, memory_needed
+from tests.data.conftest import build_nifti
+
+SHAPE = (20, 30, 40)
+
+
+def test_nifti_by_its_header(tmp_path: Path) -> None:
+    """Compressed to next to nothing, and still counted in full."""
+    scan = build_nifti(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.int16))
+    job, need = Job(scan, tmp_path / "o.nii"), memory_needed(SHAPE, np.dtype(np.int16))
+    assert 24 <= need / np.prod(SHAPE) <= 28
+    assert scan.stat().st_size < need / 100
+    assert fits(job, 2 * need)  # half is the network's
+    assert not fits(job, 2 * need - 2)
+    assert fits(job)
+    assert fits(job, 6 * need, scans=3)
+    assert not fits(job, 6 * need - 6, scans=3), "three share what one may take"
+
+
+@pytest.mark.parametrize("many", [1, 4])
+def test_others_by_their_files(tmp_path: Path, many: int) -> None:
+    for index in range(many):
+        shutil.copy(get_testdata_file("CT_small.dcm"), tmp_path / f"{index}.dcm")
+    source = tmp_path if many > 1 else tmp_path / "0.dcm"
+    job, need = Job(source, tmp_path / "o"), memory_needed((128, 128, many), np.dtype(np.int16))
+    assert fits(job, 2.5 * need)
+    assert not fits(job, 1.9 * need)
