@@ -9,6 +9,7 @@ from adl_monai.engines.preview import PreviewHandler
 from adl_monai.engines.progress import ProgressHandler, scalars
 from adl_monai.engines.start import StartHandler
 from adl_monai.engines.trainer import ADLTrainer
+from adl_monai.engines.validation import ValidationHandler
 
 __all__ = [
     "EMA",
@@ -21,5 +22,6 @@ __all__ = [
     "PreviewHandler",
     "ProgressHandler",
     "StartHandler",
+    "ValidationHandler",
     "scalars",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -60,3 +62,15 @@ def test_a_network_that_returns_its_input_is_noticed(manifest: Path, tmp_path: P
     assert log.count("no better than the noisy ones") == 1
     train(manifest, tmp_path / "alive", overrides={**TINY, "max_epochs": 7, "patches_per_epoch": 64})
     assert "no better" not in (tmp_path / "alive" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("interval, validated", [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])
+def test_the_last_epoch_is_validated_whatever_the_interval(
+    manifest: Path, tmp_path: Path, interval: int, validated: list[int]
+) -> None:
+    """Else a run leaves the weights of its last interval, from before the learning rate had come down."""
+    settings = {"max_epochs": 5, "val_interval": interval, "loss#adversarial": 0.0}
+    train(manifest, tmp_path / "run", overrides={**TINY, **settings})
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    found = [int(re.search(r"epoch (\d+)/5", line)[1]) for line in lines if "psnr " in line]
+    assert found == validated
