@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from adl_monai.bundle import load_denoiser
 from adl_monai.data.degradations import Degradation, case_seed
 from adl_monai.data.monai_io import VolumeReader
 from adl_monai.data.normalization import normalize, robust_range
+from adl_monai.errors import UsageError
 from adl_monai.losses.pyramid import detail_planes
 from adl_monai.manifest import load_cases
 from adl_monai.metrics import psnr, ssim
@@ -66,6 +66,29 @@ def clean_images(manifest: str, split: str, crop: int | None, data_range: float 
         yield case["image"], np.ascontiguousarray(image)
 
 
+def parse_noise(spec: str) -> tuple[str, str, float]:
+    """Kind, level as it was written, and level as a number: ``gaussian:25/255``, ``gaussian:2.5/255``, ``rician:0.05``.
+
+    Raises:
+        ValueError: If the level is not a number or a fraction.
+        UsageError: If there is no such kind or level of noise.
+    """
+    kind, _, level = spec.partition(":")
+    numerator, _, denominator = level.partition("/")
+    sigma = float(numerator) / float(denominator or 1)
+    Degradation(kind, sigma, 0)  # refuses what it does not know
+    return kind, level, sigma
+
+
+def checked_noise(spec: str) -> str:
+    """For argparse: refuse a level before anything is measured."""
+    try:
+        parse_noise(spec)
+    except (UsageError, ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{spec!r} is not kind:level, such as gaussian:25/255 ({error})") from error
+    return spec
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as they are written to ``quality.json``."""
     rows = []
@@ -81,8 +104,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 models[key] = load_denoiser(model, device=options.device, precision=options.precision)
             methods[model] = lambda noisy, sigma, key=key: denoise(noisy, models[key])
         for spec in options.noise:
-            kind, _, level = spec.partition(":")
-            sigma = float(Fraction(level))
+            kind, level, sigma = parse_noise(spec)
             noisy = Degradation(kind, sigma, case_seed(options.seed, name)).apply(torch.from_numpy(clean)).numpy()
             for label, method in methods.items():
                 start = time.perf_counter()
@@ -145,7 +167,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", action="append", help="model to measure, repeatable [adl3d]")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="peers to run [all that fit the image]")
-    parser.add_argument("--noise", action="append", help="kind:level, repeatable [Gaussian 10-50/255, Rician 1-9 %%]")
+    parser.add_argument(
+        "--noise",
+        action="append",
+        type=checked_noise,
+        help="kind:level, repeatable [Gaussian 10-50/255, Rician 1-9 %%]",
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument("--crop", type=int, help="measure the central cube of this edge only, for slow peers")
     parser.add_argument("--range", type=float, help="grey value that is 1 (255 for 8 bit); else the robust range")

@@ -61,6 +61,20 @@ def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path
     assert "adl3d" in lines[0]
 
 
+@pytest.mark.parametrize(
+    "spec, sigma", [("gaussian:25/255", 25 / 255), ("gaussian:2.5/255", 2.5 / 255), ("rician:0.05", 0.05)]
+)
+def test_noise_is_a_kind_and_a_level(spec: str, sigma: float) -> None:
+    assert quality.parse_noise(spec) == (*spec.split(":"), sigma)
+    assert quality.checked_noise(spec) == spec
+
+
+@pytest.mark.parametrize("spec", ["gaussian", "gaussian:", "gaussian:1/0", "gaussian:x/255", "gaussian:-1", "gaus:0.1"])
+def test_other_noise_is_refused_before_anything_is_measured(spec: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not kind:level"):
+        quality.checked_noise(spec)
+
+
 def test_the_cost_of_patches_is_set_against_that_of_steps(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(generated_manifest()))
     cost = loader.measure(tmp_path / "manifest.json", 3, "default", 1, TINY)
