@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,9 +46,7 @@ def version1(limit: int, used: int = 0, droppable: int = 0) -> dict[str, object]
 
 
 def test_of_this_machine() -> None:
-    if not Path("/proc/meminfo").exists():
-        pytest.skip("no /proc/meminfo here")
-    total = int(re.search(r"MemTotal: *(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else float("inf")
     assert 0 < available_memory() < total
     assert memory_budget(None) == pytest.approx(available_memory() / 2, rel=0.2)
     assert memory_budget(123.0) == 123.0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
 
+from adl_monai.stages.one_scan import DenoiserChoice, steps_of
 from adl_monai.stages.outputs import Job
 from adl_monai.stages.sizes import fits, memory_needed
 from tests.data.conftest import build_nifti
@@ -37,3 +38,15 @@ def test_others_by_their_files(tmp_path: Path, many: int) -> None:
     job, need = Job(source, tmp_path / "o"), memory_needed((128, 128, many), np.dtype(np.int16))
     assert fits(job, 2.5 * need)
     assert not fits(job, 1.9 * need)
+
+
+def test_a_large_scan_of_any_format_is_done_alone(tmp_path: Path) -> None:
+    """With no other scan in memory; a file that cannot be judged is left to its reader to refuse."""
+    scan = Job(Path(get_testdata_file("CT_small.dcm")), tmp_path / "o")
+    size = scan.source.stat().st_size
+    for max_memory, alone in ((60 * size, True), (100 * size, False)):  # of which half is shared by three
+        assert steps_of(DenoiserChoice(None, max_memory=max_memory), False).runs_whole(scan) is alone
+    (tmp_path / "bad.nii").write_bytes(b"no scan")
+    steps = steps_of(DenoiserChoice(None, max_memory=1), False)
+    assert not steps.runs_whole(Job(tmp_path / "bad.nii", tmp_path / "o.nii"))
+    assert not steps.runs_whole(Job(tmp_path / "none.dcm", tmp_path / "o"))
