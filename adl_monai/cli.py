@@ -96,7 +96,12 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     "--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True, help="Of the output."
 )
 @click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 input, 1 denoised.")
-@click.option("--ensemble", is_flag=True, help="Average over mirror images: slightly better, 4 to 8 times slower.")
+@click.option(
+    "--ensemble",
+    type=click.Choice(["1", "2", "4", "8"]),
+    default="1",
+    help="Average over so many mirror images: better, slower.  [default: 1]",
+)
 @click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
 @OVERWRITE
 @click.option("--resume", is_flag=True, help="Skip scans that have an output, unless it is older than the scan.")
@@ -126,6 +131,7 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
             click.echo(line, err=True)
 
     shard = Shard.from_environment()
+    options["ensemble"] = int(options["ensemble"])
     run(inputs, **options, progress=_progress(settings), shard=shard, report=report, summarize=summarize)
 
 

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for peer, (axes, method) in PEERS.items():
             if clean.ndim in axes and (options.peers is None or peer in options.peers):
                 methods[peer] = method
-        for model in options.model:
-            key = (model, clean.ndim)
+        for model, ensemble in product(options.model, options.ensemble):
+            key = (model, ensemble)
             if key not in models:
-                models[key] = load_denoiser(model, device=options.device, precision=options.precision)
-            methods[model] = lambda noisy, sigma, key=key: denoise(noisy, models[key])
+                models[key] = load_denoiser(
+                    model, device=options.device, precision=options.precision, ensemble=ensemble
+                )
+            label = model if ensemble == 1 else f"{model}, {ensemble} mirror images"
+            methods[label] = lambda noisy, sigma, key=key: denoise(noisy, models[key])
         for spec in options.noise:
             kind, level, sigma = parse_noise(spec)
             noisy = Degradation(kind, sigma, case_seed(options.seed, name)).apply(torch.from_numpy(clean)).numpy()
@@ -166,6 +170,9 @@ def main() -> None:
     parser.add_argument("manifest")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", action="append", help="model to measure, repeatable [adl3d]")
+    parser.add_argument(
+        "--ensemble", action="append", type=int, choices=(1, 2, 4, 8), help="mirror images, repeatable [1]"
+    )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="peers to run [all that fit the image]")
     parser.add_argument(
         "--noise",
@@ -181,6 +188,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.model = options.model or ["adl3d"]
+    options.ensemble = options.ensemble or [1]
     options.noise = options.noise or [*GAUSSIAN, *RICIAN]
     options.output.mkdir(parents=True, exist_ok=True)
     results = run(options)

@@ -34,6 +34,7 @@ def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path
     options = argparse.Namespace(
         manifest=str(tmp_path / "manifest.json"),
         model=["adl3d"],
+        ensemble=[1, 2],
         peers=["TV"],
         noise=["gaussian:25/255", "rician:5/100"],
         split="test",
@@ -46,11 +47,11 @@ def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path
     )
     results = quality.run(options)
     rows = results["rows"]
-    assert len(rows) == 2 * 2 * 3
-    assert {row["method"] for row in rows} == {"noisy", "TV", "adl3d"}
+    assert len(rows) == 2 * 2 * 4
+    assert {row["method"] for row in rows} == {"noisy", "TV", "adl3d", "adl3d, 2 mirror images"}
     for case, level in {(row["case"], row["level"]) for row in rows}:
         psnr = {row["method"]: row["psnr"] for row in rows if (row["case"], row["level"]) == (case, level)}
-        assert psnr["adl3d"] > psnr["noisy"]
+        assert min(psnr["adl3d, 2 mirror images"], psnr["adl3d"]) > psnr["noisy"]
         if level == "25/255":  # at the other one, total variation flattens more texture than noise
             assert psnr["TV"] > psnr["noisy"]
     noisy = [row for row in rows if row["method"] == "noisy" and row["noise"] == "gaussian"]

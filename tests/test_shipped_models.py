@@ -12,10 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import adl_monai
 from adl_monai.bundle import find_bundle, load_denoiser, load_weights, shipped_bundle, shipped_bundles
+from adl_monai.cli import cli
 from adl_monai.data.synthetic import synthetic_volume
 from adl_monai.errors import ModelError, UsageError
 from adl_monai.stages.evaluate import evaluate
@@ -175,7 +177,27 @@ def test_evaluate_takes_the_model_of_the_images_kind(tmp_path: Path) -> None:
 
 def test_the_ensemble_is_better(tmp_path: Path) -> None:
     noisy, clean = noisy_phantom(3, 0.1)
-    assert psnr(adl_monai.denoise(noisy, ensemble=True), clean) > psnr(adl_monai.denoise(noisy), clean)
+    results = [psnr(adl_monai.denoise(noisy, ensemble=count), clean) for count in (1, 2, 4, 8)]
+    assert results == sorted(results)
+    assert results[-1] > results[0] + 0.1
+
+
+def test_the_command_line_takes_the_size_of_the_ensemble(tmp_path: Path) -> None:
+    noisy = noisy_phantom(3, 0.1)[0]
+    scan = tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(noisy, np.eye(4)), scan)
+    outputs = []
+    for count in (1, 4):
+        result = CliRunner().invoke(
+            cli, ["infer", str(scan), "-o", str(tmp_path / f"{count}.nii"), "--ensemble", f"{count}"]
+        )
+        assert result.exit_code == 0, result.output
+        outputs.append(np.asarray(nib.load(tmp_path / f"{count}.nii").dataobj))
+        np.testing.assert_allclose(outputs[-1], adl_monai.denoise(noisy, ensemble=count), atol=1e-3)
+    assert np.abs(outputs[0] - outputs[1]).max() > 0.01
+    result = CliRunner().invoke(cli, ["infer", str(scan), "-o", str(tmp_path / "none.nii"), "--ensemble", "3"])
+    assert result.exit_code == 2
+    assert "'1', '2', '4', '8'" in result.output
 
 
 @DIMS

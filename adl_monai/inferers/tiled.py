@@ -15,7 +15,7 @@ from adl_monai.compute import autocast, autocast_dtype, channels_last
 from adl_monai.data.normalization import robust_range
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
-from adl_monai.inferers.ensemble import mean_over_flips
+from adl_monai.inferers.ensemble import check_ensemble, mean_over_flips
 from adl_monai.inferers.sweep import Sweep, mirror
 from adl_monai.inferers.unet_stream import can_roll
 from adl_monai.memory import memory_budget
@@ -43,7 +43,7 @@ class TiledInferer(Inferer):
         divisor: What the network needs its sizes to be a multiple of.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where the tiles are computed; None takes the image's device. The result is on the image's device.
-        ensemble: Average over mirror images (``mean_over_flips``): a little better, 4 or 8 times slower.
+        ensemble: Mirror images to average over, 1, 2, 4 or 8 (``mean_over_flips``): better, and as many times slower.
         percentiles: Run each image on the scale on which these two of its own are 0 and 1, and undo that afterwards:
             for clean images that got their noise after their normalisation. None takes images as they are.
         progress: Show a progress bar.
@@ -51,6 +51,7 @@ class TiledInferer(Inferer):
 
     Raises:
         ValueError: If a tile is not a multiple of the divisor.
+        UsageError: If there is no ensemble of that size.
         ModelError: From a call, if a 3D network is given a 2D image.
     """
 
@@ -63,7 +64,7 @@ class TiledInferer(Inferer):
         divisor: int = 8,
         precision: str = "auto",
         device: torch.device | str | None = None,
-        ensemble: bool = False,
+        ensemble: int | bool = 1,
         percentiles: tuple[float, float] | None = None,
         progress: bool = False,
         max_memory: float | None = None,
@@ -80,7 +81,7 @@ class TiledInferer(Inferer):
         self.divisor = divisor
         self.precision = precision
         self.device = None if device is None else torch.device(device)
-        self.ensemble = ensemble
+        self.ensemble = check_ensemble(ensemble)
         self.percentiles = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
         self.progress = progress
         self.max_memory = max_memory
@@ -124,8 +125,7 @@ class TiledInferer(Inferer):
         image = inputs.as_subclass(Tensor).float()
         if can_roll(network) and not args and not kwargs:
             sweep = self._sweep(network, inputs.device)
-            swept = self._sweep_image
-            denoised = mean_over_flips(lambda one: swept(one, sweep), image) if self.ensemble else swept(image, sweep)
+            denoised = mean_over_flips(lambda one: self._sweep_image(one, sweep), image, self.ensemble)
         else:
             denoised = self._run_tiles(image, network, *args, **kwargs)
         return _like(denoised, inputs)
@@ -173,7 +173,7 @@ class TiledInferer(Inferer):
 
     def can_stream(self, network: Callable[..., Any]) -> bool:
         """Whether ``stream`` takes this network: it sees the whole volume where it averages over mirror images."""
-        return can_roll(network) and not self.ensemble and self.percentiles is None
+        return can_roll(network) and self.ensemble == 1 and self.percentiles is None
 
     def stream(
         self,
@@ -213,7 +213,7 @@ class TiledInferer(Inferer):
             return (denoised if isinstance(denoised, Tensor) else denoised[0]).float()
 
         def denoise_tiles(tiles: Tensor) -> Tensor:
-            return mean_over_flips(denoise_batch, tiles) if self.ensemble else denoise_batch(tiles)
+            return mean_over_flips(denoise_batch, tiles, self.ensemble)
 
         padded = pad_by_reflection(image, self.divisor)
         edges = tuple(min(edge, size) for edge, size in zip(self.tile, padded.shape[2:], strict=True))

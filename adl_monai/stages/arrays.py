@@ -27,7 +27,7 @@ def denoise(
     device: str = "auto",
     precision: str = "auto",
     strength: float = 1.0,
-    ensemble: bool = False,
+    ensemble: int = 1,
 ) -> np.ndarray: ...
 
 
@@ -39,7 +39,7 @@ def denoise(
     device: str = "auto",
     precision: str = "auto",
     strength: float = 1.0,
-    ensemble: bool = False,
+    ensemble: int = 1,
 ) -> Volume: ...
 
 
@@ -50,7 +50,7 @@ def denoise(
     device: str = "auto",
     precision: str = "auto",
     strength: float = 1.0,
-    ensemble: bool = False,
+    ensemble: int = 1,
 ) -> np.ndarray | Volume:
     """Denoise one image in memory.
 

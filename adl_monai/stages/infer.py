@@ -23,7 +23,7 @@ def infer(
     precision: str = "auto",
     dtype: str = "same",
     strength: float = 1.0,
-    ensemble: bool = False,
+    ensemble: int = 1,
     series: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -48,7 +48,8 @@ def infer(
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16`` for the network.
         dtype: ``same`` as the source, or ``float32``.
         strength: 0 returns the input, 1 the fully denoised image; linear between.
-        ensemble: Average over mirror images: a little better, 4 (2D) or 8 times (3D) slower.
+        ensemble: Mirror images to average over: 1, 2, 4 or 8 (in 2D, 8 gives the 4 there are). The more, the better and
+            slower: the network runs once for each.
         series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
         overwrite: Replace existing outputs.
         resume: Skip scans whose output is there and not older than they are, whatever model made it; an older output is

@@ -10,9 +10,9 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from adl_monai.errors import ModelError
+from adl_monai.errors import ModelError, UsageError
 from adl_monai.inferers import TiledInferer
-from adl_monai.inferers.ensemble import mean_over_flips
+from adl_monai.inferers.ensemble import mean_over_flips, mirror_images
 from adl_monai.inferers.tiled import pad_by_reflection
 
 
@@ -99,8 +99,8 @@ class Lean(nn.Module):
         return noisy.roll(1, 2)
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_the_ensemble_averages_over_all_mirror_images(spatial_dims: int) -> None:
+@pytest.mark.parametrize(("spatial_dims", "count"), [(2, 2), (2, 4), (2, 8), (3, 2), (3, 4), (3, 8)])
+def test_the_ensemble_averages_over_mirror_images(spatial_dims: int, count: int) -> None:
     image = torch.rand(1, 1, *[8] * spatial_dims)
     calls = []
 
@@ -109,10 +109,29 @@ def test_the_ensemble_averages_over_all_mirror_images(spatial_dims: int) -> None
         return Lean()(noisy)
 
     both_ways = (image.roll(1, 2) + image.roll(-1, 2)) / 2
-    torch.testing.assert_close(mean_over_flips(network, image), both_ways)
-    assert len(calls) == 2**spatial_dims
-    inferer = TiledInferer(spatial_dims, 8, precision="fp32", ensemble=True)
+    torch.testing.assert_close(mean_over_flips(network, image, count), both_ways)
+    assert len(calls) == min(count, 2**spatial_dims)
+    assert len({call.numpy().tobytes() for call in calls}) == len(calls)  # each a different one
+    inferer = TiledInferer(spatial_dims, 8, precision="fp32", ensemble=count)
     torch.testing.assert_close(inferer(image, Lean()), both_ways)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_every_ensemble_sees_each_axis_as_often_mirrored_as_not(axis: int) -> None:
+    for count in (2, 4, 8):
+        images = mirror_images(count, 3)
+        assert len(images) == count
+        assert sum(axis in flipped for flipped in images) == count // 2
+
+
+def test_the_size_of_an_ensemble_is_checked_and_the_earlier_yes_or_no_is_understood() -> None:
+    for wrong in (0, 3, 16, -1):
+        with pytest.raises(UsageError, match="1, 2, 4 or 8"):
+            TiledInferer(3, 8, ensemble=wrong)
+    assert TiledInferer(3, 8, ensemble=False).ensemble == 1
+    assert TiledInferer(3, 8, ensemble=True).ensemble == 8
+    image = torch.rand(1, 1, 8, 8, 8)
+    torch.testing.assert_close(TiledInferer(3, 8, precision="fp32")(image, Lean()), image.roll(1, 2))
 
 
 def test_percentiles_give_each_image_its_own_scale_and_take_it_back() -> None:
