@@ -30,6 +30,7 @@ from adl_monai.data.degradations import Degradation, case_seed
 from adl_monai.data.monai_io import VolumeReader
 from adl_monai.data.normalization import normalize, robust_range
 from adl_monai.errors import UsageError
+from adl_monai.inferers.ensemble import MIRROR_IMAGES
 from adl_monai.losses.pyramid import detail_planes
 from adl_monai.manifest import load_cases
 from adl_monai.metrics import psnr, ssim
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", action="append", help="model to measure, repeatable [adl3d]")
     parser.add_argument(
-        "--ensemble", action="append", type=int, choices=(1, 2, 4, 8), help="mirror images, repeatable [1]"
+        "--ensemble", action="append", type=int, choices=MIRROR_IMAGES, help="mirror images, repeatable [1]"
     )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="peers to run [all that fit the image]")
     parser.add_argument(

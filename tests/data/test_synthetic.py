@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 from itertools import pairwise
 
@@ -8,6 +9,8 @@ from adl_monai.data.synthetic import read_synthetic, synthetic_volume
 from adl_monai.data.synthetic.fields import paint_sheets, paint_tubes, power_law_field
 from adl_monai.data.synthetic.tissue import _resampled
 from adl_monai.errors import UsageError
+
+MODULE = importlib.import_module("adl_monai.data.synthetic.tissue")  # the package's "tissue" is the function
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (33, 47), (31, 17, 5), (40, 40, 40), (9, 1, 1)])
@@ -151,7 +154,29 @@ def test_tissue_is_a_head_or_says_what_it_needs(kind):
         assert np.array_equal(image, synthetic_volume(shape, seed=1, kind=kind))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="scipy comes with nilearn")
+@pytest.mark.parametrize("shape", [(40, 30, 20), (50, 40)])
+def test_a_coarse_head_is_a_larger_box_of_the_fine_one_in_its_own_voxels(monkeypatch, shape):
+    boxes = []
+
+    def ramp_along_the_first_axis(box, rng):
+        boxes.append(box)
+        return np.broadcast_to(np.linspace(0, 1, box[0]).reshape(-1, *[1] * (len(box) - 1)), box).astype(np.float32)
+
+    monkeypatch.setattr(MODULE, "_head", ramp_along_the_first_axis)
+    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out: image)
+    for seed in range(40):
+        image = synthetic_volume(shape, seed=seed, kind="coarse_tissue")
+        assert image.shape == shape
+        profile = image.reshape(shape[0], -1).mean(1)
+        # The whole box was shrunk, not cut: the ramp still rises from end to end, but for the smoothing of its ends.
+        np.testing.assert_allclose(profile, np.linspace(0, 1, shape[0]), atol=0.03)
+    sizes = np.array(boxes) / shape
+    assert sizes.min() >= 1.2
+    assert sizes.max() < 2.2 + 1 / min(shape)
+    isotropic = np.ptp(sizes, axis=1) < 1 / min(shape)
+    assert 0.2 < isotropic.mean() < 0.8
+
+
 def test_coarse_voxels_keep_what_they_can_hold_and_lose_what_they_cannot():
     coarse, fine = (np.arange(n) + 0.5 for n in (20, 30))  # voxels' centres; 1.5 fine ones are a coarse one
     flat = np.full((30, 15), 0.7, np.float32)
