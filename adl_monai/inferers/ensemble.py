@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Protocol
 
 from torch import Tensor
 
+from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import UsageError
+
+Read = Callable[[Box], Tensor]
+Write = Callable[[Box, Tensor], None]
 
 MIRROR_IMAGES = (1, 2, 4, 8)
 
@@ -52,8 +58,73 @@ def mean_over_flips(network: Callable[[Tensor], Tensor], noisy: Tensor, count: i
     Source: Timofte, Rothe and Van Gool, "Seven ways to improve example-based single image super resolution",
     CVPR 2016, without their quarter turns, which a volume of anisotropic voxels does not allow.
     """
-    flips = [tuple(2 + axis for axis in axes) for axes in mirror_images(count, noisy.ndim - 2)]
-    total = network(noisy)
-    for axes in flips[1:]:
-        total = total + network(noisy.flip(axes)).flip(axes)
-    return total / len(flips) if len(flips) > 1 else total
+    *mirrored, _ = _image_last(count, noisy.ndim - 2)
+    total: Tensor | None = None
+    for flipped in mirrored:
+        axes = [2 + axis for axis in flipped]
+        denoised = network(noisy.flip(axes)).flip(axes)
+        total = denoised if total is None else total + denoised
+    denoised = network(noisy)
+    return denoised if total is None else (total + denoised) / (len(mirrored) + 1)
+
+
+def _image_last(count: int, spatial_dims: int) -> list[tuple[int, ...]]:
+    image, *mirrored = mirror_images(count, spatial_dims)
+    return [*mirrored, image]
+
+
+class Sums(Protocol):
+    """Where the sums over mirror images wait, box by box: on the disk, say."""
+
+    def read(self, box: Box) -> Tensor:
+        """The values of a box that were written last, (1, C, h, w, d)."""
+
+    def write(self, box: Box, values: Tensor) -> None:
+        """Keep the values of a box."""
+
+
+def stream_over_flips(
+    run: Callable[[Read, Write], None], read: Read, write: Write, shape: Sequence[int], count: int, sums: Sums
+) -> None:
+    """``mean_over_flips`` of a volume of three axes that is read and written box by box.
+
+    Args:
+        run: Denoises the whole volume with such a ``read`` and ``write``; called once for each mirror image.
+        read: Gives the noisy voxels of a box, (1, C, h, w, d).
+        write: Takes the mean of a box, in the order in which the last run alone writes.
+        shape: Of the volume.
+        count: 2, 4 or 8.
+        sums: Holds what the runs have given so far.
+    """
+    *mirrored, _ = _image_last(count, 3)
+    for number, flipped in enumerate(mirrored):
+        image = _Mirror(shape, flipped)
+        run(image.reading(read), image.adding(sums, first=number == 0))
+    run(read, lambda box, denoised: write(box, (sums.read(box) + denoised) / count))
+
+
+@dataclass(frozen=True)
+class _Mirror:
+    """A volume's mirror image, whose boxes are other boxes of the volume."""
+
+    shape: Sequence[int]
+    flipped: tuple[int, ...]
+
+    def box(self, box: Box) -> Box:
+        return tuple(
+            slice(size - part.stop, size - part.start) if axis in self.flipped else part
+            for axis, (part, size) in enumerate(zip(box, self.shape, strict=True))
+        )
+
+    def flip(self, values: Tensor) -> Tensor:
+        return values.flip([2 + axis for axis in self.flipped])
+
+    def reading(self, read: Read) -> Read:
+        return lambda box: self.flip(read(self.box(box)))
+
+    def adding(self, sums: Sums, first: bool) -> Write:
+        def add(box: Box, denoised: Tensor) -> None:
+            place, values = self.box(box), self.flip(denoised)
+            sums.write(place, values if first else sums.read(place) + values)
+
+        return add

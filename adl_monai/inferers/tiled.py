@@ -15,7 +15,7 @@ from adl_monai.compute import autocast, autocast_dtype, channels_last
 from adl_monai.data.normalization import robust_range
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
-from adl_monai.inferers.ensemble import check_ensemble, mean_over_flips
+from adl_monai.inferers.ensemble import Read, Sums, Write, check_ensemble, mean_over_flips, stream_over_flips
 from adl_monai.inferers.sweep import Sweep, mirror
 from adl_monai.inferers.unet_stream import can_roll
 from adl_monai.memory import memory_budget
@@ -172,15 +172,16 @@ class TiledInferer(Inferer):
             logger.warning("not enough memory: trying again with columns of %d pixels at most", pixels)
 
     def can_stream(self, network: Callable[..., Any]) -> bool:
-        """Whether ``stream`` takes this network: it sees the whole volume where it averages over mirror images."""
-        return can_roll(network) and self.ensemble == 1 and self.percentiles is None
+        """Whether ``stream`` takes this network."""
+        return can_roll(network) and self.percentiles is None
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether ``stream`` needs a place for the sums over mirror images."""
+        return self.spatial_dims == 3 and self.ensemble > 1
 
     def stream(
-        self,
-        read: Callable[[Box], Tensor],
-        write: Callable[[Box, Tensor], None],
-        shape: Sequence[int],
-        network: Callable[..., Any],
+        self, read: Read, write: Write, shape: Sequence[int], network: Callable[..., Any], sums: Sums | None = None
     ) -> None:
         """Denoise a volume that is read and written box by box, in the memory of some dozens of planes.
 
@@ -191,17 +192,32 @@ class TiledInferer(Inferer):
             write: Takes the denoised voxels of a box, in the same layout; every voxel comes once.
             shape: Of the volume.
             network: For which ``can_stream`` holds.
+            sums: A place of the volume's size, where ``needs_sums`` says so: the volume is then read once for each
+                mirror image.
+
+        Raises:
+            ValueError: If there is no place for the sums.
         """
         sweep = self._sweep(network, torch.device("cpu"))
         if self.spatial_dims == 3:
-            self._within_memory(sweep, read, lambda box, part: write(box, part.cpu()), shape)
+
+            def run(read: Read, write: Write) -> None:
+                self._within_memory(sweep, read, lambda box, part: write(box, part.cpu()), shape)
+
+            if not self.needs_sums:
+                run(read, write)
+            elif sums is None:
+                raise ValueError("no sums given; an ensemble needs a place for them")
+            else:
+                stream_over_flips(run, read, write, shape, self.ensemble, sums)
             return
         height, width, depth = shape
         count = max(1, sweep.voxels // (height * width))
         for start in range(0, depth, count):
             box = slice(0, height), slice(0, width), slice(start, min(start + count, depth))
             slices = read(box)[0].movedim(-1, 0)
-            write(box, self._sweep_image(slices, sweep).movedim(0, -1)[None])
+            denoised = mean_over_flips(lambda one: self._sweep_image(one, sweep), slices, self.ensemble)
+            write(box, denoised.movedim(0, -1)[None])
 
     def _run_tiles(self, image: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         device = self.device or image.device

@@ -52,6 +52,10 @@ class DenoiserChoice:
             )
         return denoiser
 
+    def fits(self, job: Job, scans: int = 1) -> bool:
+        """Whether so many scans like this one can be denoised in memory with these options, see `fits`."""
+        return fits(job, self.options.get("max_memory"), scans, self.options.get("ensemble", 1))
+
 
 def denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool = False) -> InferenceResult:
     """Denoise one scan and write the result.
@@ -90,7 +94,7 @@ def steps_of(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, Infe
 
     def crowds(job: Job) -> bool:
         try:
-            return not fits(job, denoisers.options.get("max_memory"), AT_ONCE)
+            return not denoisers.fits(job, AT_ONCE)
         except (AdlError, OSError):  # a bad file: reading it will say so, where the failure of a scan is expected
             return False
 
@@ -102,7 +106,7 @@ def _streams(denoisers: DenoiserChoice, job: Job) -> bool:
     denoiser = denoisers.get()
     if not (denoiser.inferer.can_stream(denoiser.network) and can_stream(job)):
         return False
-    return not fits(job, denoisers.options.get("max_memory"))
+    return not denoisers.fits(job)
 
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:

@@ -12,30 +12,32 @@ from adl_monai.memory import memory_budget
 from adl_monai.stages.outputs import Job, size_of
 
 _PER_STORED_BYTE = 13  # as for an int16 volume; compressed files are taken for smaller than they are
+_PER_VOXEL_OF_ENSEMBLE = 12  # a mirror image, what came of it, and the sum
 
 
-def memory_needed(shape: tuple[int, ...], dtype: np.dtype) -> int:
+def memory_needed(shape: tuple[int, ...], dtype: np.dtype, ensemble: int = 1) -> int:
     """Bytes that denoising in memory takes at its peak, beside the network.
 
     Measured: 25 for each voxel of an int16 volume, 28 for float32 (five float32 copies and twice the stored voxels).
     """
-    return math.prod(shape) * (22 + 2 * dtype.itemsize)
+    return math.prod(shape) * (22 + 2 * dtype.itemsize + (_PER_VOXEL_OF_ENSEMBLE if ensemble > 1 else 0))
 
 
-def fits(job: Job, max_memory: int | None = None, scans: int = 1) -> bool:
+def fits(job: Job, max_memory: int | None = None, scans: int = 1, ensemble: int = 1) -> bool:
     """Whether there is room to denoise a scan in memory: NIfTI's header says, other files are judged by their size.
 
     Args:
         job: The job.
         max_memory: See `adl_monai.memory.memory_budget`; half of it is for volumes.
         scans: How many are in memory at the same time.
+        ensemble: How many mirror images are averaged.
 
     Raises:
         AdlError: If the source is not a sound NIfTI file, as far as its header tells.
     """
     if scan_format(job.source) == "nifti":
         header = peek_header(job.source)
-        needed = memory_needed(header.shape, header.dtype)
+        needed = memory_needed(header.shape, header.dtype, ensemble)
     else:
         needed = size_of(job) * _PER_STORED_BYTE
     return needed <= memory_budget(max_memory) / 2 / scans

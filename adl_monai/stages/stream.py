@@ -7,7 +7,12 @@ normalisation, store like the source), and the same output.
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,11 +20,12 @@ from adl_monai.bundle import Denoiser
 from adl_monai.data.formats import output_format, scan_format
 from adl_monai.data.nifti import peek_header
 from adl_monai.data.nifti_sink import NiftiSink, nifti_sink
-from adl_monai.data.nifti_stream import NiftiSource, open_nifti_source
+from adl_monai.data.nifti_stream import NiftiSource, open_nifti_source, unnamed_file
 from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
-from adl_monai.data.raw_voxels import Box, lengths, slabs
+from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
+from adl_monai.inferers.ensemble import Sums
 from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
 
 logger = logging.getLogger(__name__)
@@ -73,7 +79,8 @@ def denoise_stream(
             if constant:
                 _copy(source, sink)
             else:
-                _run(source, sink, denoiser, (offset, scale), strength, middle)
+                with _sums(denoiser, source.shape, job.output) as sums:
+                    _run(source, sink, denoiser, (offset, scale), strength, middle, sums)
         if middle is not None:
             noisy = normalize(torch.from_numpy(source.read(middle.box)), offset, scale or 1.0)[None]
             write_preview(job.preview, noisy, noisy if constant else middle.plane)
@@ -87,6 +94,7 @@ def _run(
     intensities: tuple[float, float],
     strength: float,
     middle: _MiddlePlane | None,
+    sums: Sums | None,
 ) -> None:
     def read(box: Box) -> Tensor:
         noisy = torch.empty(1, 1, *lengths(box))
@@ -106,8 +114,32 @@ def _run(
             behind(box, denormalize(pred, *intensities)[0, 0].numpy())
 
         with torch.inference_mode():
-            denoiser.inferer.stream(ahead, write, source.shape, denoiser.network)
+            denoiser.inferer.stream(ahead, write, source.shape, denoiser.network, sums)
         behind.close()
+
+
+@contextmanager
+def _sums(denoiser: Denoiser, shape: tuple[int, int, int], output: Path) -> Iterator[_FileOfSums | None]:
+    """A place on the disk for the sums over mirror images, if the inferer needs one."""
+    if not denoiser.inferer.needs_sums:
+        yield None
+        return
+    dtype = np.dtype(np.float32)
+    size = math.prod(shape) * dtype.itemsize
+    with unnamed_file(output, size) as file:
+        file.truncate(size)
+        yield _FileOfSums(RawVoxels(file, 0, shape, dtype))
+
+
+class _FileOfSums:
+    def __init__(self, voxels: RawVoxels) -> None:
+        self._voxels = voxels
+
+    def read(self, box: Box) -> Tensor:
+        return torch.from_numpy(self._voxels.read(box))[None, None]
+
+    def write(self, box: Box, values: Tensor) -> None:
+        self._voxels.write(box, values.detach().float().numpy()[0, 0])
 
 
 def _copy(source: NiftiSource, sink: NiftiSink) -> None:

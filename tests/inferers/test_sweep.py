@@ -210,12 +210,29 @@ def test_networks_that_need_the_whole_image_are_left_to_tiles() -> None:
     assert not inferer.can_stream(grouped)
 
 
+class SumsInMemory:
+    """Whatever is read before it was written spoils the result."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.values = torch.full_like(like, torch.nan)
+
+    def read(self, box: tuple[slice, ...]) -> Tensor:
+        return self.values[:, :, *box].clone()
+
+    def write(self, box: tuple[slice, ...], values: Tensor) -> None:
+        self.values[:, :, *box] = values
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("most_pixels", [None, 4200])
-def test_streaming_gives_what_a_volume_in_memory_gives(spatial_dims: int, most_pixels: int | None) -> None:
+@pytest.mark.parametrize("ensemble", [1, 2, 4, 8])
+def test_streaming_gives_what_a_volume_in_memory_gives(
+    spatial_dims: int, most_pixels: int | None, ensemble: int
+) -> None:
     network, image = some_network(spatial_dims), torch.rand(1, 1, 120, 33, 20)
     max_memory = most_pixels and 2 * SAFETY * most_pixels * Sweep(network, None, CPU, 1.0).bytes_per_pixel
-    inferer = TiledInferer(spatial_dims, 32, precision="fp32", max_memory=max_memory)
+    inferer = TiledInferer(spatial_dims, 32, precision="fp32", max_memory=max_memory, ensemble=ensemble)
+    sums = SumsInMemory(image) if inferer.needs_sums else None
     boxes = []
     denoised = torch.full_like(image, torch.nan)
 
@@ -224,12 +241,20 @@ def test_streaming_gives_what_a_volume_in_memory_gives(spatial_dims: int, most_p
         denoised[:, :, *box] = part
 
     with torch.inference_mode():
-        inferer.stream(lambda box: image[:, :, *box], write, image.shape[2:], network)
+        inferer.stream(lambda box: image[:, :, *box], write, image.shape[2:], network, sums)
         assert torch.equal(denoised, inferer(image, network))
+        alone = TiledInferer(spatial_dims, 32, precision="fp32")(image, network)
+        assert torch.equal(denoised, alone) is (ensemble == 1)
     count = len({(box[0].start, box[1].start) for box in boxes})
     assert count == (2 if spatial_dims == 3 and most_pixels else 1)
     if count == 1:
         assert [box[2].start for box in boxes] == sorted(box[2].start for box in boxes)
+
+
+def test_an_ensemble_is_not_streamed_without_a_place_for_its_sums() -> None:
+    inferer, image = TiledInferer(3, 32, precision="fp32", ensemble=2), torch.rand(1, 1, 16, 16, 16)
+    with pytest.raises(ValueError, match="needs a place"):
+        inferer.stream(lambda box: image[:, :, *box], lambda box, part: None, image.shape[2:], some_network(3))
 
 
 def test_mirroring_to_a_size() -> None:

@@ -14,7 +14,6 @@ from adl_monai.errors import ModelError, UsageError
 from adl_monai.inferers import TiledInferer
 from adl_monai.inferers.ensemble import mean_over_flips, mirror_images
 from adl_monai.inferers.tiled import pad_by_reflection
-from adl_monai.networks import EfficientUNet
 
 
 class Smooth(nn.Module):
@@ -133,12 +132,6 @@ def test_the_size_of_an_ensemble_is_checked_and_the_earlier_yes_or_no_is_underst
     assert TiledInferer(3, 8, ensemble=True).ensemble == 8
     image = torch.rand(1, 1, 8, 8, 8)
     torch.testing.assert_close(TiledInferer(3, 8, precision="fp32")(image, Lean()), image.roll(1, 2))
-
-
-def test_an_ensemble_is_not_streamed_which_would_leave_it_out() -> None:
-    network = EfficientUNet(3, filters=(8, 8, 16, 16), norm=None, head="residual", content_enhancer=False).eval()
-    assert TiledInferer(3, 8).can_stream(network)
-    assert not any(TiledInferer(3, 8, ensemble=count).can_stream(network) for count in (2, 4, 8))
 
 
 def test_percentiles_give_each_image_its_own_scale_and_take_it_back() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -169,6 +170,22 @@ def test_which_jobs_can_be_streamed(tmp_path: Path) -> None:
     assert not can_stream(Job(tmp_path, tmp_path / "o.nii"))
 
 
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_rows: int) -> list[int]:
+    """No scan fits the memory, nor does a plane of more rows; returns the rows of each piece that went through."""
+    push, rows = UNetStream.push, []
+
+    def hungry(self: UNetStream, noisy: torch.Tensor | None, last: bool) -> torch.Tensor | None:
+        assert noisy is not None
+        if noisy.shape[3] > most_rows:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        rows.append(noisy.shape[3])
+        return push(self, noisy, last)
+
+    monkeypatch.setattr(UNetStream, "push", hungry)
+    monkeypatch.setattr("adl_monai.stages.one_scan.fits", lambda *arguments: False)
+    return rows
+
+
 def test_planes_that_turn_out_too_large_are_cut_whatever_the_output(
     tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -176,19 +193,32 @@ def test_planes_that_turn_out_too_large_are_cut_whatever_the_output(
     shape = (120, 16, 20)
     source, model = build_nifti(tmp_path / "scan.nii.gz", voxels("int16", shape)), identity_model(3)
     (whole,) = infer([source], tmp_path / "whole.nii.gz", model=model)
-    push = UNetStream.push
-
-    def hungry(self: UNetStream, noisy: torch.Tensor | None, last: bool) -> torch.Tensor | None:
-        assert noisy is not None
-        if noisy.shape[3] > 100:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return push(self, noisy, last)
-
-    monkeypatch.setattr(UNetStream, "push", hungry)
-    monkeypatch.setattr("adl_monai.stages.one_scan.fits", lambda *arguments: False)
+    short_of_memory(monkeypatch, 100)
     (cut,) = infer([source], tmp_path / "cut.nii.gz", model=model)
     assert "trying again with columns" in caplog.text
     assert gzip.decompress(cut.output.read_bytes()) == gzip.decompress(whole.output.read_bytes())
+
+
+@pytest.mark.parametrize("names", KINDS[:3])
+@pytest.mark.parametrize("most_rows", [1000, 100])
+def test_an_ensemble_is_the_same_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], most_rows: int
+) -> None:
+    """With the shipped network, whose result for a mirror image is another; in whole planes and in columns."""
+    source = build_nifti(tmp_path / f"scan{names[0]}", voxels("int16", (120, 10, 19)), oblique_affine())
+    options: dict[str, Any] = {"precision": "fp32", "dtype": "float32", "strength": 0.75}
+    outputs = [
+        infer([source], tmp_path / f"{count}{names[1]}", ensemble=count, **options)[0].output for count in (1, 4)
+    ]
+    rows = short_of_memory(monkeypatch, most_rows)
+    (streamed,) = infer([source], tmp_path / f"streamed{names[1]}", ensemble=4, preview=True, **options)
+    assert (max(rows) < 120) is (most_rows == 100)
+    alone, expected, found = (nib.load(path).get_fdata() for path in (*outputs, streamed.output))
+    scale = np.ptp(expected)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * scale)
+    assert np.abs(found - alone).max() > 1e-3 * scale
+    names_there = {path.name for path in tmp_path.iterdir()}
+    assert names_there == {source.name, *(path.name for path in outputs), streamed.output.name, "streamed_preview.png"}
 
 
 @pytest.mark.parametrize("where", ["read", "write", "network"])
@@ -267,9 +297,10 @@ from adl_monai.stages.stream import denoise_stream
 from tests.streaming import box_by_box
 
 class Inferer:
+    needs_sums = False
     def __init__(self, cut):
         self.cut = cut
-    def stream(self, read, write, shape, network):
+    def stream(self, read, write, shape, network, sums):
         box_by_box(read, write, shape, self.cut, 8)
 
 def held(name):
