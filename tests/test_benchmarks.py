@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import TINY, generated_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import loader
+import network_variants
 import quality
 from peers import without_rician_bias
 
@@ -81,3 +85,47 @@ def test_the_cost_of_patches_is_set_against_that_of_steps(tmp_path: Path) -> Non
     cost = loader.measure(tmp_path / "manifest.json", 3, "default", 1, TINY)
     assert cost["batch"] > 0
     assert cost["step"] > 0
+
+
+def test_the_noise_level_is_read_off_the_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 32).view(1, 1, 32, 1, 1).expand(2, 1, 32, 32, 32)
+    levels = torch.tensor([0.03, 0.1]).view(2, 1, 1, 1, 1)
+    noisy = ramp + levels * torch.randn(ramp.shape, generator=generator)
+    torch.testing.assert_close(network_variants.noise_level(noisy), levels, rtol=0.03, atol=0.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 48), (1, 2, 16, 32, 8)])
+def test_space_to_depth_moves_every_voxel_and_back(shape: tuple[int, ...]) -> None:
+    image = torch.arange(float(np.prod(shape))).reshape(shape)
+    folded = network_variants.space_to_depth(image)
+    dims = len(shape) - 2
+    assert folded.shape == (shape[0], shape[1] * 2**dims, *[size // 2 for size in shape[2:]])
+    assert torch.equal(folded[:, : shape[1]], image[(..., *[slice(None, None, 2)] * dims)])
+    assert torch.equal(network_variants.depth_to_space(folded), image)
+
+
+@pytest.mark.parametrize("variant", network_variants.VARIANTS.values())
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_variant_gives_what_the_network_gives(variant: Any, dims: int) -> None:
+    arguments = {"spatial_dims": dims, "in_channels": 1, "out_channels": 1, "filters": [8, 8, 16, 16], "norm": None}
+    network = variant(**arguments, act="relu", head="residual", content_enhancer=False)
+    image = torch.rand(2, 1, *[32] * dims)
+    assert [scale.shape for scale in network(image)] == [(2, 1, *[size] * dims) for size in (32, 16, 8)]
+    network.multi_scale = False
+    assert network(image).shape == image.shape
+
+
+def test_a_variant_takes_the_place_of_the_network(tmp_path: Path) -> None:
+    """From training to evaluation, in the command; another command does not know its weights."""
+    manifest, run = tmp_path / "manifest.json", tmp_path / "run"
+    manifest.write_text(json.dumps(generated_manifest()))
+    script = [sys.executable, network_variants.__file__, "bias"]
+    options = [part for key, value in {**TINY, "max_epochs": 1}.items() for part in ("--set", f"{key}={value}")]
+    evaluation: list[Any] = ["evaluate", manifest, "--model", run, "-o", tmp_path / "metrics.json"]
+    subprocess.run([*script, "train", manifest, "-o", run, *options], check=True)
+    subprocess.run([*script, *evaluation], check=True)
+    assert json.loads((tmp_path / "metrics.json").read_text())["rows"]
+    result = subprocess.run([sys.executable, "-m", "adl_monai", *evaluation, "--overwrite"], capture_output=True)
+    assert b"bias" in result.stderr
+    assert result.returncode != 0
