@@ -15,7 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from adl_monai.cli import ByteSize, cli
+from adl_monai.cli import cli
+from adl_monai.cli_options import ByteSize
 from tests.conftest import TINY
 
 COMMANDS = ["infer", "train", "evaluate", "prepare", "export", "listen", "info"]
