@@ -34,6 +34,16 @@ def test_the_paper_preset_is_the_paper(spatial_dims: int, parameters: int, manif
     assert all(image.min() > 0 and image.max() < 1 for image in scales), "sigmoid heads"
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_release_preset_asks_most_of_the_full_scale(spatial_dims: int, manifest: Path, tmp_path: Path) -> None:
+    options = {"manifest": str(manifest), "output_dir": str(tmp_path), "device#name": "cpu"}
+    workflow = open_workflow(shipped_bundle(spatial_dims), ("train", "release"), "train", options)
+    workflow.initialize()
+    loss = workflow.parser.get_parsed_content("loss")
+    assert loss.weights == {"l1": 1.0, "texture": 0.1, "histogram": 0.0, "adversarial": 0.0}
+    assert loss.scale_weights == (1.0, 0.1, 0.1)
+
+
 def test_an_unknown_preset_is_refused(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected one of default, paper, release"):
         train(manifest, tmp_path / "run", preset="fancy")
