@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from monai.networks.layers.factories import Pool
+from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 
 import adl_monai.inferers  # its plane-by-plane form takes the true EfficientUNet only, and has to meet it first
@@ -71,22 +72,6 @@ class BiasedUNet(EfficientUNet):
                 layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
 
 
-def space_to_depth(image: Tensor) -> Tensor:
-    """(B, C, H, W[, D]) → (B, 2C, ...) per axis, each axis halved: even positions first, odd ones behind."""
-    for axis in range(2, image.ndim):
-        even, odd = image.unfold(axis, 2, 2).unbind(-1)
-        image = torch.cat([even, odd], dim=1)
-    return image
-
-
-def depth_to_space(image: Tensor) -> Tensor:
-    """The inverse of ``space_to_depth``."""
-    for axis in range(image.ndim - 1, 1, -1):
-        even, odd = image.chunk(2, dim=1)
-        image = torch.stack([even, odd], dim=axis + 1).flatten(axis, axis + 1)
-    return image
-
-
 class SpaceToDepthUNet(nn.Module):
     """The network at half size, on 2^dims channels that hold all voxels. Arguments as ``EfficientUNet``."""
 
@@ -94,7 +79,7 @@ class SpaceToDepthUNet(nn.Module):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        dims = arguments["spatial_dims"]
+        self.dims = dims = arguments["spatial_dims"]
         self.multi_scale = arguments.pop("multi_scale", True)
         channels = {key: arguments.pop(key) * 2**dims for key in ("in_channels", "out_channels")}
         self.inner = EfficientUNet(multi_scale=False, **channels, **arguments)
@@ -102,7 +87,7 @@ class SpaceToDepthUNet(nn.Module):
 
     def forward(self, noisy: Tensor) -> Tensor | list[Tensor]:
         """As ``EfficientUNet.forward``; the coarser scales are averages of the full one."""
-        full = depth_to_space(self.inner(space_to_depth(noisy)))
+        full = pixelshuffle(self.inner(pixelunshuffle(noisy, self.dims, 2)), self.dims, 2)
         if not self.multi_scale:
             return full
         half = self.halve(full)

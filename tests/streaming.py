@@ -1,4 +1,7 @@
-"""A stand-in for the inferer: voxel by voxel, so that whatever boxes it takes, the result is the same to the bit."""
+"""What tests of streaming share: voxels, and a stand-in for the inferer.
+
+It works voxel by voxel, so that whatever boxes it takes, the result is the same to the bit.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -13,6 +17,15 @@ from adl_monai.data.raw_voxels import Box
 from adl_monai.inferers import TiledInferer
 
 MARGIN = 3
+SHAPE = (13, 18, 23)
+
+
+def voxels(dtype: str, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    if np.dtype(dtype).kind == "f":
+        return rng.normal(40, 300, shape).astype(dtype)
+    limits = np.iinfo(dtype)
+    return rng.integers(max(limits.min, -30000), min(limits.max, 30000), shape, endpoint=True).astype(dtype)
 
 
 def brighter(values: Tensor) -> Tensor:

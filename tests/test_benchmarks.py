@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from adl_monai.inferers.unet_stream import can_roll
 from tests.conftest import TINY, generated_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -95,16 +96,6 @@ def test_the_noise_level_is_read_off_the_image() -> None:
     torch.testing.assert_close(network_variants.noise_level(noisy), levels, rtol=0.03, atol=0.0)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 16, 48), (1, 2, 16, 32, 8)])
-def test_space_to_depth_moves_every_voxel_and_back(shape: tuple[int, ...]) -> None:
-    image = torch.arange(float(np.prod(shape))).reshape(shape)
-    folded = network_variants.space_to_depth(image)
-    dims = len(shape) - 2
-    assert folded.shape == (shape[0], shape[1] * 2**dims, *[size // 2 for size in shape[2:]])
-    assert torch.equal(folded[:, : shape[1]], image[(..., *[slice(None, None, 2)] * dims)])
-    assert torch.equal(network_variants.depth_to_space(folded), image)
-
-
 @pytest.mark.parametrize("variant", network_variants.VARIANTS.values())
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_variant_gives_what_the_network_gives(variant: Any, dims: int) -> None:
@@ -114,6 +105,7 @@ def test_a_variant_gives_what_the_network_gives(variant: Any, dims: int) -> None
     assert [scale.shape for scale in network(image)] == [(2, 1, *[size] * dims) for size in (32, 16, 8)]
     network.multi_scale = False
     assert network(image).shape == image.shape
+    assert not can_roll(network.eval()), "plane by plane, it would run without what it was exchanged for"
 
 
 def test_a_variant_takes_the_place_of_the_network(tmp_path: Path) -> None:

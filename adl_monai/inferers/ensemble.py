@@ -11,9 +11,7 @@ from torch import Tensor
 
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import UsageError
-
-Read = Callable[[Box], Tensor]
-Write = Callable[[Box, Tensor], None]
+from adl_monai.inferers.sweep import Read, Write
 
 MIRROR_IMAGES = (1, 2, 4, 8)
 
@@ -58,7 +56,7 @@ def mean_over_flips(network: Callable[[Tensor], Tensor], noisy: Tensor, count: i
     Source: Timofte, Rothe and Van Gool, "Seven ways to improve example-based single image super resolution",
     CVPR 2016, without their quarter turns, which a volume of anisotropic voxels does not allow.
     """
-    *mirrored, _ = _image_last(count, noisy.ndim - 2)
+    _, *mirrored = mirror_images(count, noisy.ndim - 2)
     total: Tensor | None = None
     for flipped in mirrored:
         axes = [2 + axis for axis in flipped]
@@ -66,11 +64,6 @@ def mean_over_flips(network: Callable[[Tensor], Tensor], noisy: Tensor, count: i
         total = denoised if total is None else total + denoised
     denoised = network(noisy)
     return denoised if total is None else (total + denoised) / (len(mirrored) + 1)
-
-
-def _image_last(count: int, spatial_dims: int) -> list[tuple[int, ...]]:
-    image, *mirrored = mirror_images(count, spatial_dims)
-    return [*mirrored, image]
 
 
 class Sums(Protocol):
@@ -86,7 +79,7 @@ class Sums(Protocol):
 def stream_over_flips(
     run: Callable[[Read, Write], None], read: Read, write: Write, shape: Sequence[int], count: int, sums: Sums
 ) -> None:
-    """``mean_over_flips`` of a volume of three axes that is read and written box by box.
+    """``mean_over_flips`` of a volume of three axes that is read and written box by box, the image itself last.
 
     Args:
         run: Denoises the whole volume with such a ``read`` and ``write``; called once for each mirror image.
@@ -96,7 +89,7 @@ def stream_over_flips(
         count: 2, 4 or 8.
         sums: Holds what the runs have given so far.
     """
-    *mirrored, _ = _image_last(count, 3)
+    _, *mirrored = mirror_images(count, 3)
     for number, flipped in enumerate(mirrored):
         image = _Mirror(shape, flipped)
         run(image.reading(read), image.adding(sums, first=number == 0))

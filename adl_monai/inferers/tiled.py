@@ -15,8 +15,8 @@ from adl_monai.compute import autocast, autocast_dtype, channels_last
 from adl_monai.data.normalization import robust_range
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
-from adl_monai.inferers.ensemble import Read, Sums, Write, check_ensemble, mean_over_flips, stream_over_flips
-from adl_monai.inferers.sweep import Sweep, mirror
+from adl_monai.inferers.ensemble import Sums, check_ensemble, mean_over_flips, stream_over_flips
+from adl_monai.inferers.sweep import Read, Sweep, Write, mirror
 from adl_monai.inferers.unet_stream import can_roll
 from adl_monai.memory import memory_budget
 

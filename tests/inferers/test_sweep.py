@@ -232,6 +232,7 @@ def test_streaming_gives_what_a_volume_in_memory_gives(
     network, image = some_network(spatial_dims), torch.rand(1, 1, 120, 33, 20)
     max_memory = most_pixels and 2 * SAFETY * most_pixels * Sweep(network, None, CPU, 1.0).bytes_per_pixel
     inferer = TiledInferer(spatial_dims, 32, precision="fp32", max_memory=max_memory, ensemble=ensemble)
+    assert inferer.can_stream(network)
     sums = SumsInMemory(image) if inferer.needs_sums else None
     boxes = []
     denoised = torch.full_like(image, torch.nan)

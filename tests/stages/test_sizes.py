@@ -30,6 +30,7 @@ def test_nifti_by_its_header(tmp_path: Path) -> None:
     assert not fits(job, 6 * need - 6, scans=3), "three share what one may take"
     assert not fits(job, 2 * need, ensemble=2), "a mirror image takes memory too"
     assert fits(job, 2 * memory_needed(SHAPE, np.dtype(np.int16), 2), ensemble=2)
+    assert [DenoiserChoice(None, max_memory=2 * need, ensemble=count).fits(job) for count in (1, 2)] == [True, False]
 
 
 @pytest.mark.parametrize("many", [1, 4])

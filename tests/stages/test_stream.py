@@ -7,7 +7,6 @@ import logging
 import math
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,39 +18,34 @@ import torch
 from PIL import Image
 
 from adl_monai.data.normalization import MAX_SAMPLED_VOXELS
-from adl_monai.data.output import publish
-from adl_monai.errors import OutputError
 from adl_monai.inferers.unet_stream import UNetStream
-from adl_monai.stages import one_scan as infer_module
+from adl_monai.stages import one_scan
 from adl_monai.stages.infer import infer
 from adl_monai.stages.outputs import Job
 from adl_monai.stages.stream import can_stream, denoise_stream
 from tests.data.conftest import build_nifti, oblique_affine
-from tests.streaming import stand_in
+from tests.streaming import SHAPE, stand_in, voxels
 
 Model = Callable[..., Path]
-SHAPE = (13, 18, 23)
 
 
-def voxels(dtype: str, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    if np.dtype(dtype).kind == "f":
-        return rng.normal(40, 300, shape).astype(dtype)
-    limits = np.iinfo(dtype)
-    return rng.integers(max(limits.min, -30000), min(limits.max, 30000), shape, endpoint=True).astype(dtype)
+def counted_streams(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Fills with the jobs that are denoised box by box."""
+    jobs: list[Job] = []
+
+    def counted(job: Job, *arguments: Any, **named: Any) -> int:
+        jobs.append(job)
+        return denoise_stream(job, *arguments, **named)
+
+    monkeypatch.setattr(one_scan, "denoise_stream", counted)
+    return jobs
 
 
 def both_ways(
     source: Path, folder: Path, model: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> tuple[list[Path], list[int]]:
     """The two outputs and their reports: in memory, and box by box (which must really have been taken)."""
-    outputs, clipped, calls = [], [], []
-
-    def counted(*arguments: Any, **named: Any) -> int:
-        calls.append(arguments)
-        return denoise_stream(*arguments, **named)
-
-    monkeypatch.setattr(infer_module, "denoise_stream", counted)
+    outputs, clipped, calls = [], [], counted_streams(monkeypatch)
     for name, budget in (("memory", 1 << 40), ("stream", 0)):
         (result,) = infer([source], folder / f"{name}{suffix}", model=model, max_memory=budget, **options)
         outputs.append(result.output)
@@ -194,7 +188,9 @@ def test_planes_that_turn_out_too_large_are_cut_whatever_the_output(
     source, model = build_nifti(tmp_path / "scan.nii.gz", voxels("int16", shape)), identity_model(3)
     (whole,) = infer([source], tmp_path / "whole.nii.gz", model=model)
     short_of_memory(monkeypatch, 100)
+    streamed = counted_streams(monkeypatch)
     (cut,) = infer([source], tmp_path / "cut.nii.gz", model=model)
+    assert len(streamed) == 1
     assert "trying again with columns" in caplog.text
     assert gzip.decompress(cut.output.read_bytes()) == gzip.decompress(whole.output.read_bytes())
 
@@ -210,8 +206,9 @@ def test_an_ensemble_is_the_same_too(
     outputs = [
         infer([source], tmp_path / f"{count}{names[1]}", ensemble=count, **options)[0].output for count in (1, 4)
     ]
-    rows = short_of_memory(monkeypatch, most_rows)
+    rows, jobs = short_of_memory(monkeypatch, most_rows), counted_streams(monkeypatch)
     (streamed,) = infer([source], tmp_path / f"streamed{names[1]}", ensemble=4, preview=True, **options)
+    assert len(jobs) == 1
     assert (max(rows) < 120) is (most_rows == 100)
     alone, expected, found = (nib.load(path).get_fdata() for path in (*outputs, streamed.output))
     scale = np.ptp(expected)
@@ -219,73 +216,6 @@ def test_an_ensemble_is_the_same_too(
     assert np.abs(found - alone).max() > 1e-3 * scale
     names_there = {path.name for path in tmp_path.iterdir()}
     assert names_there == {source.name, *(path.name for path in outputs), streamed.output.name, "streamed_preview.png"}
-
-
-@pytest.mark.parametrize("where", ["read", "write", "network"])
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_failure_on_the_way_comes_out_and_leaves_nothing(
-    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, where: str, suffix: str
-) -> None:
-    """Whichever thread it happens in."""
-    stand_in(monkeypatch)
-    source = build_nifti(tmp_path / f"scan{suffix}", voxels("int16"))
-    model = identity_model(3)
-    places = {
-        "read": ("adl_monai.data.nifti_stream.NiftiSource.read", KeyError),
-        "write": ("adl_monai.data.nifti_sink.quantise", OSError),
-        "network": ("tests.streaming.brighter", KeyError),
-    }
-    name, kind = places[where]
-    calls: list[int] = []
-
-    def fail(*arguments: Any) -> None:
-        calls.append(threading.get_ident())
-        raise kind(28, "No space left on device")
-
-    monkeypatch.setattr(name, fail)
-    before = {*tmp_path.rglob("*"), tmp_path / "out"}
-    threads = set(threading.enumerate())
-    with pytest.raises(OutputError if kind is OSError else kind, match="No space left"):
-        infer([source], tmp_path / "out" / f"o{suffix}", model=model, max_memory=0)
-    assert calls
-    assert (threading.get_ident() in calls) is (where != "write")
-    assert set(tmp_path.rglob("*")) == before
-    assert set(threading.enumerate()) == threads
-
-
-def test_what_the_disk_did_not_keep_is_noticed(
-    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stand_in(monkeypatch)
-    source = build_nifti(tmp_path / "scan.nii", voxels("int16"))
-    model = identity_model(3)
-
-    def damage(path: Path) -> None:
-        raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
-        path.write_bytes(raw)
-
-    monkeypatch.setattr("adl_monai.data.nifti_sink.sync", damage)
-    for suffix, words in ((".nii", "differs in voxels"), (".nii.gz", "cannot be read back")):
-        with pytest.raises(OutputError, match=words):
-            infer([source], tmp_path / "out" / f"o{suffix}", model=model, max_memory=0)
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_of_two_writers_one_wins(tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch)
-    source = build_nifti(tmp_path / "scan.nii", voxels("int16"))
-    target = tmp_path / "out" / "o.nii"
-
-    def meanwhile(temporary: Path, path: Path, overwrite: bool) -> None:
-        path.write_bytes(b"another's")
-        publish(temporary, path, overwrite)
-
-    monkeypatch.setattr("adl_monai.data.output.publish", meanwhile)
-    with pytest.raises(OutputError, match="another process"):
-        infer([source], target, model=identity_model(3), max_memory=0)
-    assert target.read_bytes() == b"another's"
-    assert list(target.parent.iterdir()) == [target]
 
 
 PEAK = """
