@@ -60,10 +60,15 @@ def mean_over_flips(network: Callable[[Tensor], Tensor], noisy: Tensor, count: i
     total: Tensor | None = None
     for flipped in mirrored:
         axes = [2 + axis for axis in flipped]
-        denoised = network(noisy.flip(axes)).flip(axes)
-        total = denoised if total is None else total + denoised
-    denoised = network(noisy)
-    return denoised if total is None else (total + denoised) / (len(mirrored) + 1)
+        # No name for what the network gives: it would live on beside the next forward. A flip is a copy, free to change.
+        if total is None:
+            total = network(noisy.flip(axes)).flip(axes)
+        else:
+            total += network(noisy.flip(axes)).flip(axes)
+    if total is None:
+        return network(noisy)
+    total += network(noisy)
+    return total.div_(len(mirrored) + 1)
 
 
 class Sums(Protocol):
