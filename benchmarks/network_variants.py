@@ -73,7 +73,11 @@ class BiasedUNet(EfficientUNet):
 
 
 class SpaceToDepthUNet(nn.Module):
-    """The network at half size, on 2^dims channels that hold all voxels. Arguments as ``EfficientUNet``."""
+    """The network at half size, on 2^dims channels that hold all voxels. Arguments as ``EfficientUNet``.
+
+    Its coarsest features are 16 times smaller than the patch, not 8, so that 3D patches of less than 48 voxels need
+    ``--precision fp32`` on a CPU (see ``adl_monai.compute.training_precision``, which cannot know).
+    """
 
     divisor = 2 * EfficientUNet.divisor
 

@@ -12,13 +12,14 @@ from adl_monai.memory import memory_budget
 from adl_monai.stages.outputs import Job, size_of
 
 _PER_STORED_BYTE = 13  # as for an int16 volume; compressed files are taken for smaller than they are
-_PER_VOXEL_OF_ENSEMBLE = 12  # a mirror image, what came of it, and the sum
+_PER_VOXEL_OF_ENSEMBLE = 16  # a mirror image, what came of it, the sum, and gaps between them
 
 
 def memory_needed(shape: tuple[int, ...], dtype: np.dtype, ensemble: int = 1) -> int:
     """Bytes that denoising in memory takes at its peak, beside the network.
 
     Measured: 25 for each voxel of an int16 volume, 28 for float32 (five float32 copies and twice the stored voxels).
+    An ensemble of two adds 7, of four or eight 15.
     """
     return math.prod(shape) * (22 + 2 * dtype.itemsize + (_PER_VOXEL_OF_ENSEMBLE if ensemble > 1 else 0))
 
