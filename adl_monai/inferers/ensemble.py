@@ -60,7 +60,7 @@ def mean_over_flips(network: Callable[[Tensor], Tensor], noisy: Tensor, count: i
     total: Tensor | None = None
     for flipped in mirrored:
         axes = [2 + axis for axis in flipped]
-        # No name for what the network gives: it would live on beside the next forward. A flip is a copy, free to change.
+        # The result gets no name: it would live on beside the next forward. A flip is a copy, ours to change.
         if total is None:
             total = network(noisy.flip(axes)).flip(axes)
         else:
