@@ -14,7 +14,7 @@ from adl_monai.networks.growth import grown_weights
 
 
 class StartHandler:
-    """Loads a model's weights into networks when the run starts; networks with wider filters grow from it.
+    """Loads a model's weights into networks when the run starts; they may be wider or have a content enhancer more.
 
     Attach it before what resumes a run, whose weights then replace these.
 

@@ -9,13 +9,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+ENHANCED = "enhancer.join.weight"  # makes the features of the content enhancer
+
 
 @torch.no_grad()
 def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Weights with which an ``EfficientUNet`` computes what a narrower one of the same build computed.
 
     Channels that the narrower network had keep their weights and get 0 from the new channels; the new channels keep the
-    fresh weights that ``network`` has.
+    fresh weights that ``network`` has. All the features of a content enhancer are new where only ``network`` has one.
 
     Args:
         narrow: State of the narrower (or equally wide) network.
@@ -29,9 +31,12 @@ def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str,
             channels.
     """
     wide = {name: value.clone() for name, value in network.state_dict().items()}
-    if wide.keys() != narrow.keys():
-        odd = sorted(wide.keys() ^ narrow.keys())
-        raise ValueError(f"the networks are built differently ({odd[0]} is in one of them only); change filters alone.")
+    odd = [name for name in wide.keys() ^ narrow.keys() if name in narrow or not name.startswith("enhancer.")]
+    if odd:
+        raise ValueError(
+            f"the networks are built differently ({min(odd)} is in one of them only); change filters or add a content "
+            "enhancer, nothing else."
+        )
     for name, weights in narrow.items():
         new = wide[name]
         old = weights.to(new.device)
@@ -62,8 +67,9 @@ def joined_inputs(name: str, narrow: Mapping[str, Tensor], wide: Mapping[str, Te
     if stage.startswith("decode") and layer in ("block.conv1.weight", "block.shortcut.weight"):
         skips = {"decode3": "encode3", "decode2": "encode2", "decode1": "encode1"}
         parts = [width(f"{stage}.upsample.weight", 1), width(f"encoder.{skips[stage]}.conv2.weight")]
-        joined = stage == "decode1" and "enhancer.join.weight" in narrow
-        return [*parts, width("enhancer.join.weight")] if joined else parts
+        if stage == "decode1" and ENHANCED in wide:
+            parts.append(width(ENHANCED) if ENHANCED in narrow else (0, wide[ENHANCED].shape[0]))
+        return parts
     if stage == "enhancer" and (layer == "join.weight" or layer.startswith("norm1.")):
         return [width("enhancer.near.weight"), width("enhancer.far.weight")]
     axis = min(1, narrow[name].ndim - 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adl_monai.engines import Muon
-from adl_monai.engines.muon import orthogonalised
+from adl_monai.engines.muon import QUINTIC, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(16, 432), (64, 16), (8, 8)])
@@ -22,6 +22,17 @@ def test_singular_values_are_about_one_and_vectors_stay(shape: tuple[int, int]) 
     u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
     rotated = u.T @ update @ vt.T
     assert (rotated - torch.diag(rotated.diagonal())).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(16, 432), (64, 16), (24, 24)])
+@pytest.mark.parametrize("spread", [0, 7])
+def test_it_is_the_quintic_of_the_singular_values(shape: tuple[int, int], spread: int) -> None:
+    u, _, vt = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(1)), full_matrices=False)
+    singular = torch.logspace(0, -spread, min(shape))
+    values = (singular / singular.norm()).double()
+    for _ in range(5):
+        values = QUINTIC[0] * values + QUINTIC[1] * values**3 + QUINTIC[2] * values**5
+    torch.testing.assert_close(orthogonalised(u * singular @ vt), u * values.float() @ vt, atol=1e-3, rtol=0)
 
 
 def test_zero_gradients_move_nothing() -> None:

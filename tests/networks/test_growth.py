@@ -32,6 +32,19 @@ def test_it_computes_the_same(spatial_dims: int, enhancer: bool, norm: str | Non
             torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("filters", [[8, 9, 16, 20], [12, 12, 16, 24]])
+def test_a_content_enhancer_can_be_added(spatial_dims: int, filters: list[int]) -> None:
+    plain = network(spatial_dims, [8, 9, 16, 20], content_enhancer=False)
+    enhanced = network(spatial_dims, filters, content_enhancer=True)
+    enhanced.load_state_dict(grown_weights(plain.state_dict(), enhanced))
+    noisy = torch.rand(1, 1, *(16,) * spatial_dims)
+    for before, after in zip(plain(noisy), enhanced(noisy), strict=True):
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+    sum(image.square().mean() for image in enhanced(noisy)).backward()
+    assert enhanced.decode1.block.conv1.weight.grad[:, -filters[0] :].abs().max() > 0
+
+
 def test_the_new_channels_learn() -> None:
     wide = network(3, [16, 24, 32, 40], content_enhancer=False)
     wide.load_state_dict(grown_weights(network(3, [8, 12, 16, 20], content_enhancer=False).state_dict(), wide))
@@ -46,6 +59,8 @@ def test_what_does_not_grow_is_refused() -> None:
         grown_weights(state, network(2, [8, 8, 16, 20]))
     with pytest.raises(ValueError, match="built differently"):
         grown_weights(state, network(2, [8, 12, 16, 20], content_enhancer=False))
+    with pytest.raises(ValueError, match="built differently"):
+        grown_weights(state, network(2, [8, 12, 16, 20], norm="batch"))
     groups = ("group", {"num_groups": 4})
     with pytest.raises(ValueError, match="group norms"):
         grown_weights(network(2, [8, 12, 16, 20], norm=groups).state_dict(), network(2, [8, 16, 16, 20], norm=groups))
