@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-Method = Callable[[np.ndarray, float], np.ndarray]
+Method = Callable[[np.ndarray, Any], np.ndarray]  # noisy image and noise level, or the noise's power spectrum
 
 
 def gaussian_filter(noisy: np.ndarray, sigma: float) -> np.ndarray:
@@ -37,19 +38,23 @@ def nlm_dipy(noisy: np.ndarray, sigma: float) -> np.ndarray:
     return nlmeans(noisy, sigma=sigma, patch_radius=1, rician=False)
 
 
-def bm4d(noisy: np.ndarray, sigma: float) -> np.ndarray:
+def bm4d(noisy: np.ndarray, sigma: float | np.ndarray) -> np.ndarray:
     """BM4D of its authors' package (Tampere; for non-commercial use)."""
     from bm4d import bm4d as run
 
+    if not hasattr(np, "trapz"):  # its package integrates spectra by what NumPy 2.4 removed
+        np.trapz = np.trapezoid  # type: ignore[attr-defined]
     return run(noisy, sigma)
 
 
-def bm3d(noisy: np.ndarray, sigma: float) -> np.ndarray:
+def bm3d(noisy: np.ndarray, sigma: float | np.ndarray) -> np.ndarray:
     """BM3D of its authors' package; volumes slice by slice."""
     from bm3d import bm3d as run
 
     if noisy.ndim == 2:
         return run(noisy, sigma)
+    if isinstance(sigma, np.ndarray):
+        sigma = sigma.mean(axis=-1) / noisy.shape[-1]  # what the slices have of the volume's spectrum
     return np.stack([run(noisy[..., k], sigma) for k in range(noisy.shape[-1])], axis=-1)
 
 
@@ -61,6 +66,8 @@ PEERS: dict[str, tuple[tuple[int, ...], Method]] = {
     "BM3D": ((2, 3), bm3d),
     "BM4D": ((3,), bm4d),
 }
+
+TAKE_SPECTRUM = ("BM3D", "BM4D")
 
 
 def without_rician_bias(denoised: np.ndarray, sigma: float) -> np.ndarray:

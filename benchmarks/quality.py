@@ -3,8 +3,9 @@
     python benchmarks/quality.py MANIFEST -o results/ [--crop 72] [--noise gaussian:25/255 --noise rician:0.05] ...
 
 Each clean image of a split gets noise of each kind and level, fixed by the seed. Every method gets the same noisy
-array. BM3D, BM4D and NLM are told the true noise level, which the model is not. Classical methods see Rician noise as
-Gaussian, so their results are unbiased afterwards by the inverse of the Rician mean, again with the true level.
+array. BM3D, BM4D and NLM are told the true noise level, which the model is not; BM3D and BM4D are told the true power
+spectrum where the noise is correlated. Classical methods see Rician noise as Gaussian, so their results are unbiased
+afterwards by the inverse of the Rician mean, again with the true level.
 
 Writes quality.json (every figure), quality.md (means per level) and quality.png (PSNR over the level).
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -22,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import PEERS, Method, without_rician_bias
+from peers import PEERS, TAKE_SPECTRUM, Method, without_rician_bias
 from scipy.ndimage import maximum_filter
 
 from adl_monai.bundle import load_denoiser
 from adl_monai.data.degradations import Degradation, case_seed
 from adl_monai.data.monai_io import VolumeReader
+from adl_monai.data.noise import correlating_filter
 from adl_monai.data.normalization import normalize, robust_range
 from adl_monai.errors import UsageError
 from adl_monai.inferers.ensemble import MIRROR_IMAGES
@@ -91,6 +94,16 @@ def checked_noise(spec: str) -> str:
     return spec
 
 
+def power_spectrum(degradation: Degradation, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Of correlated noise: the expected square of its discrete Fourier transform; None if the noise is white."""
+    if not degradation.kind.startswith("correlated"):
+        return None
+    power = np.float64(degradation.sigma**2 * math.prod(shape))
+    for factor in correlating_filter(shape, torch.Generator().manual_seed(degradation.seed)):
+        power = np.multiply.outer(power, factor.double().numpy() ** 2)
+    return np.asarray(power)
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as they are written to ``quality.json``."""
     rows = []
@@ -110,12 +123,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             methods[label] = lambda noisy, sigma, key=key: denoise(noisy, models[key])
         for spec in options.noise:
             kind, level, sigma = parse_noise(spec)
-            noisy = Degradation(kind, sigma, case_seed(options.seed, name)).apply(torch.from_numpy(clean)).numpy()
+            degradation = Degradation(kind, sigma, case_seed(options.seed, name))
+            noisy = degradation.apply(torch.from_numpy(clean)[None])[0].numpy()
+            spectrum = power_spectrum(degradation, clean.shape)
             for label, method in methods.items():
+                known = sigma if spectrum is None or label not in TAKE_SPECTRUM else spectrum
                 start = time.perf_counter()
-                denoised = np.asarray(method(noisy, sigma), dtype=np.float32)
+                denoised = np.asarray(method(noisy, known), dtype=np.float32)
                 seconds = time.perf_counter() - start
-                if kind == "rician" and label in PEERS:
+                if kind.endswith("rician") and label in PEERS:
                     denoised = without_rician_bias(denoised, sigma).astype(np.float32)
                 row = {"case": name, "noise": kind, "level": level, "sigma": sigma, "method": label}
                 rows.append(row | figures(denoised, clean) | {"voxels_per_second": clean.size / seconds})

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import loader
 import network_variants
+import peers
 import quality
 from peers import without_rician_bias
 
@@ -65,6 +67,54 @@ def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path
     lines = quality.table(rows).splitlines()
     assert len(lines) == 2 + 2 + 1
     assert "adl3d" in lines[0]
+
+
+def test_correlated_noise_is_told_by_its_spectrum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, list[Any]] = {"BM4D": [], "TV": []}
+
+    def spy(peer: str) -> quality.Method:
+        def method(noisy: np.ndarray, known: Any) -> np.ndarray:
+            told[peer].append((noisy, known))
+            return noisy
+
+        return method
+
+    monkeypatch.setattr(quality, "PEERS", {peer: ((3,), spy(peer)) for peer in told})
+    manifest = generated_manifest((32, 32, 32))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    options = argparse.Namespace(
+        manifest=str(tmp_path / "manifest.json"),
+        model=[],
+        ensemble=[1],
+        peers=None,
+        noise=["gaussian:0.1", "correlated:0.1"],
+        split="test",
+        crop=32,
+        range=None,
+        device="cpu",
+        precision="fp32",
+        seed=0,
+    )
+    quality.run(options)
+    clean = [array for _, array in quality.clean_images(options.manifest, "test", 32, None)]
+    assert [known for _, known in told["TV"]] == [0.1, 0.1] * len(clean)
+    for array, (_, white), (noisy, spectrum) in zip(clean, told["BM4D"][::2], told["BM4D"][1::2], strict=True):
+        assert white == 0.1
+        ratio = np.abs(np.fft.fftn(noisy - array))[spectrum > spectrum.max() * 1e-6] ** 2
+        assert np.mean(ratio / spectrum[spectrum > spectrum.max() * 1e-6]) == pytest.approx(1, abs=0.05)
+        assert spectrum.sum() / array.size**2 == pytest.approx(0.01, rel=1e-3)
+
+
+def test_slices_have_the_mean_of_a_volumes_spectrum(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setitem(sys.modules, "bm3d", SimpleNamespace(bm3d=lambda image, sigma: told.append(sigma) or image))
+    degradation = quality.Degradation("correlated", 0.1, 5)
+    noise = degradation.apply(torch.zeros(1, 24, 20, 400))[0].double().numpy()
+    spectrum = quality.power_spectrum(degradation, noise.shape)
+    peers.bm3d(noise, spectrum)
+    power = np.mean(np.abs(np.fft.fft2(noise, axes=(0, 1))) ** 2, axis=-1)
+    inside = told[0] > 0.01 * told[0].max()
+    assert np.mean(power[inside] / told[0][inside]) == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,6 @@
-"""Noise: what is added to a clean image to teach and to test the denoiser.
+"""What degrades a clean image: drawn blindly in training, fixed in validation, replayed from a record for ever.
 
-The ``add_*`` functions are pure: clean float32 image in the normalised scale (about [0, 1], any shape, any values
-outside too), level ``sigma`` in the same scale, and a ``torch.Generator``; a new float32 image comes out, never
-clipped. For every kind, ``sigma`` is the standard deviation of the noise where the clean intensity is 1 (for Rician
-noise, of each of its two channels).
-
-Drawing is separate from applying: the transforms draw a ``Degradation`` record, and the record replays the same noise
-for ever.
+Drawing is separate from applying: the transforms draw a ``Degradation`` record, and the record replays the same noise.
 """
 
 from __future__ import annotations
@@ -14,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,66 +19,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
+from adl_monai.data.noise import KINDS
 from adl_monai.errors import UsageError
-
-# Noise below half of float32's step at intensity 1 is no noise, and its photon count of 1/sigma² would overflow.
-NEGLIGIBLE_SIGMA = 1e-8
-
-
-def add_gaussian(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    """Additive white Gaussian noise: ``clean + sigma·n``, n ~ N(0, 1) (the noise of arXiv 2204.14100)."""
-    return clean + sigma * _normal(clean, generator)
-
-
-def add_rician(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    """Magnitude MRI: ``|max(clean, 0) + sigma·n1 + i·sigma·n2|`` (Gudbjartsson and Patz, MRM 34:910, 1995).
-
-    A magnitude is never negative, so a negative clean value counts as no signal; there the mean is
-    ``sigma·sqrt(pi/2)``.
-    """
-    real = clean.clamp(min=0) + sigma * _normal(clean, generator)
-    return torch.hypot(real, sigma * _normal(clean, generator))
-
-
-def add_poisson(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    """Photon counting: ``P(peak·clean) / peak``, with ``peak = 1/sigma²`` counts at intensity 1 (Poisson statistics).
-
-    The variance is ``sigma²·clean`` and the mean of the noise is 0 everywhere: where the clean value is negative there
-    are no photons to count and it stays as it is.
-    """
-    if sigma < NEGLIGIBLE_SIGMA:
-        return clean.clone()
-    peak = 1.0 / sigma**2
-    signal = clean.clamp(min=0)
-    counts = torch.poisson((signal * peak).to(generator.device), generator=generator).to(clean.device)
-    return clean + (counts / peak - signal)
-
-
-def add_speckle(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    """Multiplicative noise, ``clean·(1 + sigma·n)``, n ~ N(0, 1) (Jain, Fundamentals of Digital Image Processing,
-    1989).
-
-    The fully developed speckle of ultrasound and OCT in its simplest form; the standard deviation is ``sigma·|clean|``.
-    """
-    return clean * (1 + sigma * _normal(clean, generator))
-
-
-def add_mixed(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    """Poisson and Gaussian noise of equal strength at intensity 1 (Foi et al., IEEE Trans. Image Proc. 17:1737, 2008).
-
-    The variance is ``sigma²·(clean + 1)/2``, again with mean 0.
-    """
-    part = sigma / math.sqrt(2)
-    return add_gaussian(add_poisson(clean, part, generator), part, generator)
-
-
-KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = {
-    "gaussian": add_gaussian,
-    "rician": add_rician,
-    "poisson": add_poisson,
-    "speckle": add_speckle,
-    "mixed": add_mixed,
-}
 
 
 @dataclass(frozen=True)
@@ -224,10 +160,6 @@ def case_seed(seed: int, filename: object) -> int:
     _, mark, specification = name.partition("synthetic:")
     identity = specification if mark else "/".join([part for part in re.split(r"[\\/]+", name) if part][-2:])
     return int(np.random.SeedSequence([seed, zlib.crc32(identity.encode())]).generate_state(1)[0])
-
-
-def _normal(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(clean.shape, generator=generator, device=generator.device, dtype=clean.dtype).to(clean.device)
 
 
 def _require_kind(kind: str) -> None:

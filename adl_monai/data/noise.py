@@ -1,0 +1,127 @@
+"""Noise: what is added to a clean image to teach and to test the denoiser.
+
+The ``add_*`` functions are pure: clean float32 image in the normalised scale (about [0, 1], any shape, any values
+outside too), level ``sigma`` in the same scale, and a ``torch.Generator``; a new float32 image comes out, never
+clipped. For every kind, ``sigma`` is the standard deviation of the noise where the clean intensity is 1 (for Rician
+noise, of each of its two channels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+# Noise below half of float32's step at intensity 1 is no noise, and its photon count of 1/sigma² would overflow.
+NEGLIGIBLE_SIGMA = 1e-8
+
+
+def add_gaussian(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Additive white Gaussian noise: ``clean + sigma·n``, n ~ N(0, 1) (the noise of arXiv 2204.14100)."""
+    return clean + sigma * _normal(clean, generator)
+
+
+def add_rician(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Magnitude MRI: ``|max(clean, 0) + sigma·n1 + i·sigma·n2|`` (Gudbjartsson and Patz, MRM 34:910, 1995).
+
+    A magnitude is never negative, so a negative clean value counts as no signal; there the mean is
+    ``sigma·sqrt(pi/2)``.
+    """
+    real = clean.clamp(min=0) + sigma * _normal(clean, generator)
+    return torch.hypot(real, sigma * _normal(clean, generator))
+
+
+def add_poisson(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Photon counting: ``P(peak·clean) / peak``, with ``peak = 1/sigma²`` counts at intensity 1 (Poisson statistics).
+
+    The variance is ``sigma²·clean`` and the mean of the noise is 0 everywhere: where the clean value is negative there
+    are no photons to count and it stays as it is.
+    """
+    if sigma < NEGLIGIBLE_SIGMA:
+        return clean.clone()
+    peak = 1.0 / sigma**2
+    signal = clean.clamp(min=0)
+    counts = torch.poisson((signal * peak).to(generator.device), generator=generator).to(clean.device)
+    return clean + (counts / peak - signal)
+
+
+def add_speckle(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Multiplicative noise, ``clean·(1 + sigma·n)``, n ~ N(0, 1) (Jain, Fundamentals of Digital Image Processing,
+    1989).
+
+    The fully developed speckle of ultrasound and OCT in its simplest form; the standard deviation is ``sigma·|clean|``.
+    """
+    return clean * (1 + sigma * _normal(clean, generator))
+
+
+def add_mixed(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Poisson and Gaussian noise of equal strength at intensity 1 (Foi et al., IEEE Trans. Image Proc. 17:1737, 2008).
+
+    The variance is ``sigma²·(clean + 1)/2``, again with mean 0.
+    """
+    part = sigma / math.sqrt(2)
+    return add_gaussian(add_poisson(clean, part, generator), part, generator)
+
+
+def add_correlated(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Gaussian noise that neighbours share, as interpolation, zero-filled k-space and smooth CT kernels leave it.
+
+    Its spectrum is that of ``correlating_filter``. Takes (C, H, W[, D]); channels are independent.
+    """
+    return clean + sigma * _coloured(clean, correlating_filter(clean.shape[1:], generator), generator)
+
+
+def add_correlated_rician(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Magnitude MRI after such filters: Rician noise whose two channels are correlated, with one spectrum."""
+    factors = correlating_filter(clean.shape[1:], generator)
+    real = clean.clamp(min=0) + sigma * _coloured(clean, factors, generator)
+    return torch.hypot(real, sigma * _coloured(clean, factors, generator))
+
+
+def correlating_filter(shape: Sequence[int], generator: torch.Generator) -> list[torch.Tensor]:
+    """Draw how noise is correlated: for each axis, the transfer function of a filter that keeps white noise's power.
+
+    Along each axis, the noise is smoothed by a Gaussian of up to 2 voxels FWHM, and its spectrum is cut somewhere
+    between half and all of the Nyquist frequency. Either is absent with probability 1/3.
+
+    Args:
+        shape: Sizes of the spatial axes.
+        generator: The first numbers are taken from it.
+
+    Returns:
+        One (n,) tensor per axis in the order of ``torch.fft.fftfreq``, with a mean square of 1.
+    """
+    factors = []
+    for size in shape:
+        width, cut = torch.rand(2, generator=generator, device=generator.device).tolist()
+        deviation = max(0.0, 3 * width - 1) / math.sqrt(8 * math.log(2))
+        frequency = torch.fft.fftfreq(size).abs()
+        factor = torch.exp(-2 * (math.pi * deviation * frequency) ** 2)
+        factor[frequency > 0.25 + 0.375 * cut] = 0.0
+        factors.append(factor / factor.square().mean().sqrt())
+    return factors
+
+
+KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = {
+    "gaussian": add_gaussian,
+    "rician": add_rician,
+    "poisson": add_poisson,
+    "speckle": add_speckle,
+    "mixed": add_mixed,
+    "correlated": add_correlated,
+    "correlated_rician": add_correlated_rician,
+}
+
+
+def _normal(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(clean.shape, generator=generator, device=generator.device, dtype=clean.dtype).to(clean.device)
+
+
+def _coloured(clean: torch.Tensor, factors: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+    """Noise of variance 1 with the given spectrum; periodic, so that it is the same up to the edges."""
+    axes = range(1, clean.ndim)
+    spectrum = torch.fft.fftn(_normal(clean, generator), dim=tuple(axes))
+    for axis, factor in zip(axes, factors, strict=True):
+        spectrum *= factor.to(clean.device).reshape(-1, *[1] * (clean.ndim - 1 - axis))
+    return torch.fft.ifftn(spectrum, dim=tuple(axes)).real
