@@ -92,6 +92,8 @@ def find_bundle(model: str | Path | None, spatial_dims: int = 3) -> Path:
 def load_weights(root: Path) -> dict[str, torch.Tensor]:
     """A bundle's weights, as plain tensors; those of a shipped bundle only if they are what was released.
 
+    Weights stored in half precision come back in single precision.
+
     Raises:
         ModelError: If the file cannot be read as tensors, or a shipped one differs from the SHA-256 in the bundle's
             ``metadata.json``.
@@ -108,6 +110,7 @@ def load_weights(root: Path) -> dict[str, torch.Tensor]:
         weights: dict[str, torch.Tensor] = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise ModelError(f"weights {path} are not a dictionary of tensors; pass a bundle's models/model.pt.")
+        weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     except ModelError:
         raise
     except Exception as error:  # of many kinds, as many as ways to damage a file

@@ -39,7 +39,7 @@ def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str,
         )
     for name, weights in narrow.items():
         new = wide[name]
-        old = weights.to(new.device)
+        old = weights.to(new)  # those of a model in the box are in half precision
         if old.ndim != new.ndim or any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
             raise ValueError(f"{name} would shrink from {tuple(old.shape)} to {tuple(new.shape)}; give wider filters.")
         if old.shape != new.shape and any(isinstance(layer, nn.GroupNorm) for layer in network.modules()):

@@ -45,6 +45,19 @@ def test_a_content_enhancer_can_be_added(spatial_dims: int, filters: list[int]) 
     assert enhanced.decode1.block.conv1.weight.grad[:, -filters[0] :].abs().max() > 0
 
 
+@pytest.mark.parametrize("filters", [[8, 9, 16, 20], [12, 12, 16, 24]])
+def test_it_grows_from_weights_in_half_precision(filters: list[int]) -> None:
+    narrow = network(2, [8, 9, 16, 20])
+    half = {name: value.half() for name, value in narrow.state_dict().items()}
+    narrow.load_state_dict(half)
+    wide = network(2, filters)
+    wide.load_state_dict(grown_weights(half, wide))
+    assert all(value.dtype == torch.float32 for value in grown_weights(half, wide).values())
+    noisy = torch.rand(1, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(wide(noisy)[0], narrow(noisy)[0], atol=1e-5, rtol=1e-5)
+
+
 def test_the_new_channels_learn() -> None:
     wide = network(3, [16, 24, 32, 40], content_enhancer=False)
     wide.load_state_dict(grown_weights(network(3, [8, 12, 16, 20], content_enhancer=False).state_dict(), wide))
