@@ -147,8 +147,8 @@ def train(
     )
     if not context["quiet"] and result.main_process:
         best = "" if result.best_epoch is None else f", best epoch {result.best_epoch}"
-        figures = "".join(f", {name} {value:.4f}" for name, value in result.metrics.items())
-        click.echo(f"{result.bundle} ({result.epochs} epochs{best}{figures})")
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+        click.echo(f"{result.bundle} ({result.epochs} epochs{best}{'; at the end ' if figures else ''}{figures})")
 
 
 @cli.command()

@@ -97,17 +97,19 @@ def test_they_denoise(spatial_dims: int, sigma: float, gain: float) -> None:
     assert np.mean(gains) > gain
 
 
-@pytest.mark.parametrize("kind", ["correlated", "correlated_rician"])
-@pytest.mark.parametrize(("sigma", "gain"), [(0.05, 4.0), (0.1, 5.0), (0.2, 6.0)])
-def test_adl3d_removes_noise_that_neighbours_share(kind: str, sigma: float, gain: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "gains_wanted"), [("correlated", (8.2, 10.3, 12.4)), ("correlated_rician", (9.5, 11.5, 13.2))]
+)
+@pytest.mark.parametrize("level", range(3))
+def test_adl3d_removes_noise_that_neighbours_share(kind: str, gains_wanted: tuple[float, ...], level: int) -> None:
     """As scans carry it that were interpolated or smoothed; each seed has a spectrum of its own."""
-    gains = []
+    gains, sigma = [], (0.05, 0.1, 0.2)[level]
     for seed in range(777, 785):
         clean = phantom(3, seed)
         noisy = Degradation(kind, sigma, seed).apply(torch.from_numpy(clean).float()[None])[0].numpy()
         gains.append(psnr(adl_monai.denoise(noisy), clean) - psnr(noisy, clean))
     assert min(gains) > 1
-    assert np.mean(gains) > gain
+    assert np.mean(gains) > gains_wanted[level]
 
 
 @DIMS
