@@ -161,8 +161,9 @@ def test_rows_15_17_and_18_scale_byte_order_and_geometry_are_kept(tmp_path: Path
     assert command("infer", path, "-o", tmp_path / "out.nii.gz").code == 0
     before, after = nib.load(path), nib.load(tmp_path / "out.nii.gz")
     assert after.header.binaryblock == before.header.binaryblock
-    # Applied twice or not at all, the mean would move by more than 20.
-    assert abs(after.get_fdata().mean() - before.get_fdata().mean()) < 5
+    # Applied twice or not at all, the mean would move by more than 20. That of nothing but noise moves a little: a part
+    # of it may be taken for the floor of Rician noise.
+    assert abs(after.get_fdata().mean() - before.get_fdata().mean()) < 10
 
 
 WARNED = [
