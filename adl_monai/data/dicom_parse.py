@@ -113,7 +113,9 @@ def parse(path: Path, pixels: bool, tags: Sequence[str] | None = None) -> pydico
             )
             if not prefixed:
                 dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
-            is_image = "Rows" in dataset or "Image Storage" in pydicom.uid.UID(dataset.get("SOPClassUID") or "").name
+            # The class stands twice; damage to one of the two must not turn a slice into something to pass over.
+            classes = (dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID"))
+            is_image = "Rows" in dataset or any("Image Storage" in pydicom.uid.UID(uid or "").name for uid in classes)
         except Exception:
             if prefixed:
                 raise

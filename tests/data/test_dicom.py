@@ -279,6 +279,18 @@ def test_a_truncated_file_of_a_series_is_never_skipped(tmp_path: Path) -> None:
     assert refused > 50
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_slice_whose_class_was_damaged_is_never_skipped(tmp_path: Path, place: int) -> None:
+    """It says that it is a kind of object that has no image, and its Rows are lost; its file's header still tells."""
+    path = build_series(tmp_path, EVEN)[place]
+    dataset = pydicom.dcmread(path)
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.10"  # Standalone Modality LUT Storage
+    del dataset.Rows, dataset.Columns, dataset.PixelData
+    dataset.save_as(path)
+    with pytest.raises(ScanFileError, match=rf"{path.name}.*cut short"):
+        read_dicom(tmp_path)
+
+
 def test_per_slice_rescale_is_exact(tmp_path: Path) -> None:
     """ITK rounds such a series (PET) to int16."""
     slopes = [0.5, 1.25, 3.0, 0.01, 7.7]
