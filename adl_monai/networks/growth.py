@@ -9,8 +9,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-ENHANCED = "enhancer.join.weight"  # makes the features of the content enhancer
-
 
 @torch.no_grad()
 def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -67,9 +65,8 @@ def joined_inputs(name: str, narrow: Mapping[str, Tensor], wide: Mapping[str, Te
     if stage.startswith("decode") and layer in ("block.conv1.weight", "block.shortcut.weight"):
         skips = {"decode3": "encode3", "decode2": "encode2", "decode1": "encode1"}
         parts = [width(f"{stage}.upsample.weight", 1), width(f"encoder.{skips[stage]}.conv2.weight")]
-        if stage == "decode1" and ENHANCED in wide:
-            parts.append(width(ENHANCED) if ENHANCED in narrow else (0, wide[ENHANCED].shape[0]))
-        return parts
+        joined = stage == "decode1" and "enhancer.join.weight" in narrow
+        return [*parts, width("enhancer.join.weight")] if joined else parts
     if stage == "enhancer" and (layer == "join.weight" or layer.startswith("norm1.")):
         return [width("enhancer.near.weight"), width("enhancer.far.weight")]
     axis = min(1, narrow[name].ndim - 1)
