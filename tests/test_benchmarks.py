@@ -36,21 +36,17 @@ def test_the_mean_of_rician_noise_is_mapped_back_to_the_clean_value(sigma: float
     assert without_rician_bias(np.array([0.0]), sigma)[0] == 0.0
 
 
-def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path: Path) -> None:
+def quality_options(tmp_path: Path, **options: Any) -> argparse.Namespace:
+    """What ``quality.run`` takes, for generated volumes of 32³."""
     (tmp_path / "manifest.json").write_text(json.dumps(generated_manifest((32, 32, 32))))
-    options = argparse.Namespace(
-        manifest=str(tmp_path / "manifest.json"),
-        model=["adl3d"],
-        ensemble=[1, 2],
-        peers=["TV"],
-        noise=["gaussian:25/255", "rician:5/100"],
-        split="test",
-        crop=24,
-        range=None,
-        device="cpu",
-        precision="fp32",
-        seed=0,
-        output=tmp_path,
+    defaults: dict[str, Any] = {"manifest": str(tmp_path / "manifest.json"), "split": "test", "output": tmp_path}
+    defaults |= {"model": [], "ensemble": [1], "peers": None, "crop": 32, "range": None, "seed": 0}
+    return argparse.Namespace(**{**defaults, "device": "cpu", "precision": "fp32", **options})
+
+
+def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path: Path) -> None:
+    options = quality_options(
+        tmp_path, model=["adl3d"], ensemble=[1, 2], peers=["TV"], noise=["gaussian:25/255", "rician:5/100"], crop=24
     )
     results = quality.run(options)
     rows = results["rows"]
@@ -80,29 +76,23 @@ def test_correlated_noise_is_told_by_its_spectrum(tmp_path: Path, monkeypatch: p
         return method
 
     monkeypatch.setattr(quality, "PEERS", {peer: ((3,), spy(peer)) for peer in told})
-    manifest = generated_manifest((32, 32, 32))
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    options = argparse.Namespace(
-        manifest=str(tmp_path / "manifest.json"),
-        model=[],
-        ensemble=[1],
-        peers=None,
-        noise=["gaussian:0.1", "correlated:0.1"],
-        split="test",
-        crop=32,
-        range=None,
-        device="cpu",
-        precision="fp32",
-        seed=0,
-    )
-    quality.run(options)
+    options = quality_options(tmp_path, noise=["gaussian:0.1", "correlated:0.1", "correlated_rician:0.1"])
+    rows = quality.run(options)["rows"]
     clean = [array for _, array in quality.clean_images(options.manifest, "test", 32, None)]
-    assert [known for _, known in told["TV"]] == [0.1, 0.1] * len(clean)
-    for array, (_, white), (noisy, spectrum) in zip(clean, told["BM4D"][::2], told["BM4D"][1::2], strict=True):
+    assert [known for _, known in told["TV"]] == [0.1, 0.1, 0.1] * len(clean)
+    for index, array in enumerate(clean):
+        (_, white), (noisy, spectrum), (magnitude, same) = told["BM4D"][3 * index : 3 * index + 3]
         assert white == 0.1
-        ratio = np.abs(np.fft.fftn(noisy - array))[spectrum > spectrum.max() * 1e-6] ** 2
-        assert np.mean(ratio / spectrum[spectrum > spectrum.max() * 1e-6]) == pytest.approx(1, abs=0.05)
+        np.testing.assert_array_equal(same, spectrum)
+        inside = spectrum > spectrum.max() * 1e-6
+        power = np.abs(np.fft.fftn(noisy - array)) ** 2
+        assert np.mean(power[inside] / spectrum[inside]) == pytest.approx(1, abs=0.05)
         assert spectrum.sum() / array.size**2 == pytest.approx(0.01, rel=1e-3)
+        unbiased = peers.without_rician_bias(magnitude, 0.1)
+        (row,) = [
+            r for r in rows[9 * index : 9 * index + 9] if (r["noise"], r["method"]) == ("correlated_rician", "TV")
+        ]
+        assert row["psnr"] == pytest.approx(-10 * np.log10(np.mean((unbiased - array) ** 2)), abs=1e-3)
 
 
 def test_slices_have_the_mean_of_a_volumes_spectrum(monkeypatch: pytest.MonkeyPatch) -> None:
