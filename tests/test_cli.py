@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,7 +117,10 @@ def test_train_evaluate_infer_export_and_info_work_together(manifest: Path, tmp_
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = run("train", str(manifest), "-o", "run", *SETTINGS, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "3 epochs" in done.stdout
+    # The closing line names the best epoch, and the figures of the last one as such.
+    log = re.findall(r"epoch (\d)/3 .*, psnr ([\d.]+)", (tmp_path / "run" / "train.log").read_text())
+    best = max(log, key=lambda line: float(line[1]))[0]
+    assert f"(3 epochs, best epoch {best}; at the end psnr {log[-1][1]}" in done.stdout
     assert done.stderr == "", "quiet when piped"
 
     done = run("evaluate", str(manifest), "--model", "run", "--sigma", "0.05", "--sigma", "0.1", cwd=tmp_path)
