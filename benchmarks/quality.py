@@ -4,7 +4,7 @@
 
 Each clean image of a split gets noise of each kind and level, fixed by the seed. Every method gets the same noisy
 array. BM3D, BM4D and NLM are told the true noise level, which the model is not; BM3D and BM4D are told the true power
-spectrum where the noise is correlated. Classical methods see Rician noise as Gaussian, so their results are unbiased
+spectrum where the noise is not white. Classical methods see Rician noise as Gaussian, so their results are unbiased
 afterwards by the inverse of the Rician mean, again with the true level.
 
 Writes quality.json (every figure), quality.md (means per level) and quality.png (PSNR over the level).
@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from scipy.ndimage import maximum_filter
 from adl_monai.bundle import load_denoiser
 from adl_monai.data.degradations import Degradation, case_seed
 from adl_monai.data.monai_io import VolumeReader
-from adl_monai.data.noise import correlating_filter
+from adl_monai.data.noise_field import correlating_filter, random_transfer
 from adl_monai.data.normalization import normalize, robust_range
 from adl_monai.errors import UsageError
 from adl_monai.inferers.ensemble import MIRROR_IMAGES
@@ -42,6 +42,10 @@ from adl_monai.stages.arrays import denoise
 GAUSSIAN = [f"gaussian:{level}/255" for level in (10, 15, 25, 35, 50)]
 RICIAN = [f"rician:{level}/100" for level in (1, 3, 5, 7, 9)]
 FLAT_GRADIENT = 0.01  # of the range, per voxel
+TRANSFER: dict[str, Callable[[Sequence[int], torch.Generator], torch.Tensor]] = {
+    "correlated": correlating_filter,
+    "nonstationary": random_transfer,
+}
 OBJECT = 0.1  # flat regions are judged where the clean image is brighter than this
 
 
@@ -95,13 +99,16 @@ def checked_noise(spec: str) -> str:
 
 
 def power_spectrum(degradation: Degradation, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Of correlated noise: the expected square of its discrete Fourier transform; None if the noise is white."""
-    if not degradation.kind.startswith("correlated"):
+    """Of coloured noise: the expected square of its discrete Fourier transform; None if the noise is white.
+
+    Of nonstationary noise, it is the spectrum; how its level varies over the image is told to nobody.
+    """
+    kind = degradation.kind.removesuffix("_rician")
+    if kind not in TRANSFER:
         return None
-    power = np.float64(degradation.sigma**2 * math.prod(shape))
-    for factor in correlating_filter(shape, torch.Generator().manual_seed(degradation.seed)):
-        power = np.multiply.outer(power, factor.double().numpy() ** 2)
-    return np.asarray(power)
+    transfer = TRANSFER[kind](shape, torch.Generator().manual_seed(degradation.seed))
+    power: np.ndarray = transfer.double().numpy() ** 2
+    return power * (degradation.sigma**2 * math.prod(shape))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -181,8 +188,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    """Parse, measure, write."""
+def main(noise: Sequence[str] = (*GAUSSIAN, *RICIAN)) -> None:
+    """Parse, measure, write; ``noise`` is what is measured by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
@@ -195,7 +202,7 @@ def main() -> None:
         "--noise",
         action="append",
         type=checked_noise,
-        help="kind:level, repeatable [Gaussian 10-50/255, Rician 1-9 %%]",
+        help=f"kind:level, repeatable [{' '.join(noise)}]",
     )
     parser.add_argument("--split", default="test")
     parser.add_argument("--crop", type=int, help="measure the central cube of this edge only, for slow peers")
@@ -206,7 +213,7 @@ def main() -> None:
     options = parser.parse_args()
     options.model = options.model or ["adl3d"]
     options.ensemble = options.ensemble or [1]
-    options.noise = options.noise or [*GAUSSIAN, *RICIAN]
+    options.noise = options.noise or list(noise)
     options.output.mkdir(parents=True, exist_ok=True)
     results = run(options)
     (options.output / "quality.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

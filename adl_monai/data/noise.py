@@ -9,9 +9,11 @@ noise, of each of its two channels).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
+
+from adl_monai.data.noise_field import correlating_filter, level_map, random_transfer
 
 # Noise below half of float32's step at intensity 1 is no noise, and its photon count of 1/sigma² would overflow.
 NEGLIGIBLE_SIGMA = 1e-8
@@ -69,38 +71,37 @@ def add_correlated(clean: torch.Tensor, sigma: float, generator: torch.Generator
 
     Its spectrum is that of ``correlating_filter``. Takes (C, H, W[, D]); channels are independent.
     """
-    return clean + sigma * _coloured(clean, correlating_filter(clean.shape[1:], generator), generator)
+    return clean + sigma * _filtered(clean, correlating_filter(clean.shape[1:], generator), generator)
 
 
 def add_correlated_rician(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
     """Magnitude MRI after such filters: Rician noise whose two channels are correlated, with one spectrum."""
-    factors = correlating_filter(clean.shape[1:], generator)
-    real = clean.clamp(min=0) + sigma * _coloured(clean, factors, generator)
-    return torch.hypot(real, sigma * _coloured(clean, factors, generator))
+    transfer = correlating_filter(clean.shape[1:], generator)
+    real = clean.clamp(min=0) + sigma * _filtered(clean, transfer, generator)
+    return torch.hypot(real, sigma * _filtered(clean, transfer, generator))
 
 
-def correlating_filter(shape: Sequence[int], generator: torch.Generator) -> list[torch.Tensor]:
-    """Draw how noise is correlated: for each axis, the transfer function of a filter that keeps white noise's power.
+def add_nonstationary(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Gaussian noise of a random spectrum and of a level that varies over the image, as real detectors leave it.
 
-    Along each axis, the noise is smoothed by a Gaussian of up to 2 voxels FWHM, and its spectrum is cut somewhere
-    between half and all of the Nyquist frequency. Either is absent with probability 1/3.
-
-    Args:
-        shape: Sizes of the spatial axes.
-        generator: The first numbers are taken from it.
-
-    Returns:
-        One (n,) tensor per axis in the order of ``torch.fft.fftfreq``, with a mean square of 1.
+    Spectrum and level are those of ``random_transfer`` and ``level_map``. In one half of the draws the level also rises
+    with the signal, as that of photons does: the variance is ``sigma²·(s + (1 - s)·max(clean, 0))`` times the square of
+    the map, with s uniform in [0, 1]; in the other half, s is 1. Takes (C, H, W[, D]); channels are independent, with
+    one spectrum and one map.
     """
-    factors = []
-    for size in shape:
-        width, cut = torch.rand(2, generator=generator, device=generator.device).tolist()
-        deviation = max(0.0, 3 * width - 1) / math.sqrt(8 * math.log(2))
-        frequency = torch.fft.fftfreq(size).abs()
-        factor = torch.exp(-2 * (math.pi * deviation * frequency) ** 2)
-        factor[frequency > 0.25 + 0.375 * cut] = 0.0
-        factors.append(factor / factor.square().mean().sqrt())
-    return factors
+    transfer = random_transfer(clean.shape[1:], generator)
+    level = sigma * level_map(clean.shape[1:], generator).to(clean.device)
+    constant = min(1.0, 2 * torch.rand((), generator=generator, device=generator.device).item())
+    level = level * (constant + (1 - constant) * clean.clamp(min=0)).sqrt()
+    return clean + level * _filtered(clean, transfer, generator)
+
+
+def add_nonstationary_rician(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Magnitude MRI with such noise in both of its channels, as parallel imaging leaves it (g-factor)."""
+    transfer = random_transfer(clean.shape[1:], generator)
+    level = sigma * level_map(clean.shape[1:], generator).to(clean.device)
+    real = clean.clamp(min=0) + level * _filtered(clean, transfer, generator)
+    return torch.hypot(real, level * _filtered(clean, transfer, generator))
 
 
 KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = {
@@ -111,6 +112,8 @@ KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]]
     "mixed": add_mixed,
     "correlated": add_correlated,
     "correlated_rician": add_correlated_rician,
+    "nonstationary": add_nonstationary,
+    "nonstationary_rician": add_nonstationary_rician,
 }
 
 
@@ -118,10 +121,8 @@ def _normal(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(clean.shape, generator=generator, device=generator.device, dtype=clean.dtype).to(clean.device)
 
 
-def _coloured(clean: torch.Tensor, factors: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-    """Noise of variance 1 with the given spectrum; periodic, so that it is the same up to the edges."""
-    axes = range(1, clean.ndim)
-    spectrum = torch.fft.fftn(_normal(clean, generator), dim=tuple(axes))
-    for axis, factor in zip(axes, factors, strict=True):
-        spectrum *= factor.to(clean.device).reshape(-1, *[1] * (clean.ndim - 1 - axis))
-    return torch.fft.ifftn(spectrum, dim=tuple(axes)).real
+def _filtered(clean: torch.Tensor, transfer: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise of variance 1 with the spectrum of a filter; periodic, so that it is the same up to the edges."""
+    axes = tuple(range(1, clean.ndim))
+    spectrum = torch.fft.fftn(_normal(clean, generator), dim=axes)
+    return torch.fft.ifftn(spectrum * transfer.to(clean.device), dim=axes).real

@@ -4,15 +4,18 @@ import pytest
 import torch
 
 from adl_monai.data.noise import (
+    KINDS,
     add_correlated,
     add_correlated_rician,
     add_gaussian,
     add_mixed,
+    add_nonstationary,
+    add_nonstationary_rician,
     add_poisson,
     add_rician,
     add_speckle,
-    correlating_filter,
 )
+from adl_monai.data.noise_field import correlating_filter, level_map, random_transfer
 
 VOXELS = 200_000
 
@@ -71,7 +74,7 @@ def test_poisson_noise_comes_in_whole_photons_and_leaves_negative_values():
 
 
 def drawn_filters(count=300, size=64):
-    return torch.stack([correlating_filter((size,), generator(seed))[0] for seed in range(count)])
+    return torch.stack([correlating_filter((size,), generator(seed)) for seed in range(count)])
 
 
 def test_filters_keep_the_power_and_what_is_absent_is_absent_as_often_as_said():
@@ -100,10 +103,12 @@ def test_correlated_noise_has_its_spectrum(shape, seed):
     noise = add_correlated(torch.full(shape, 0.7), 0.1, generator(seed)) - 0.7
     spatial = tuple(range(1, len(shape)))
     power = torch.fft.fftn(noise, dim=spatial).abs().square() / math.prod(shape[1:]) / 0.1**2
-    for axis, factor in zip(spatial, correlating_filter(shape[1:], generator(seed)), strict=True):
-        along = power.mean([other for other in range(len(shape)) if other != axis])
-        torch.testing.assert_close(along, factor.square(), atol=0.1, rtol=0.3)
-        assert (along[factor == 0] < 1e-9).all()
+    expected = correlating_filter(shape[1:], generator(seed)).square()
+    assert (power[:, expected == 0] < 1e-9).all()
+    for axis in spatial:
+        others = [other for other in spatial if other != axis]
+        profile = expected.mean([other - 1 for other in others])
+        torch.testing.assert_close(power.mean([0, *others]), profile, atol=0.1, rtol=0.3)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (1, 32, 32, 1), (1, 16, 16, 16)])
@@ -135,8 +140,89 @@ def test_both_channels_of_correlated_magnitudes_have_one_spectrum(seed):
     """Without signal, the squared magnitude correlates by the square of what each channel correlates by."""
     square = add_correlated_rician(torch.zeros(1, VOXELS), 1.0, generator(seed))[0].double().square()
     square -= square.mean()
-    (factor,) = correlating_filter((VOXELS,), generator(seed))
+    factor = correlating_filter((VOXELS,), generator(seed))
     expected = torch.fft.ifft(factor.double().square()).real.square()
     for lag in (1, 2, 3):
         correlation = (square * square.roll(lag)).mean() / square.square().mean()
         assert correlation.item() == pytest.approx(expected[lag].item(), abs=0.015)
+
+
+def test_spectra_of_nonstationary_noise_are_of_every_kind_and_keep_its_power():
+    filters = torch.stack([random_transfer((64, 48), generator(seed)) for seed in range(300)])
+    torch.testing.assert_close(filters.square().mean((1, 2)), torch.ones(300))
+    power = filters.square()
+    radius = torch.hypot(torch.fft.fftfreq(64)[:, None], torch.fft.fftfreq(48))
+    slow, fast = power[:, radius < 0.1].mean(1), power[:, radius > 0.3].mean(1)
+    middle = power[:, (radius > 0.15) & (radius < 0.25)].mean(1)
+    for share in ((slow > 4 * fast), (fast > 1.5 * slow), ((middle > 1.2 * slow) & (middle > 1.2 * fast))):
+        assert share.float().mean() > 0.05
+    # Half of the draws have a white part, and so no frequency without noise, even where an axis is cut.
+    floor = power.amin((1, 2))
+    assert 0.4 < (floor > 1e-3).float().mean() < 0.75
+    assert ((floor > 1e-3) & (floor < 0.2)).float().mean() > 0.4
+
+
+@pytest.mark.parametrize("shape", [(50,), (40, 60), (24, 20, 28)])
+def test_maps_of_levels_are_smooth_and_keep_the_power(shape):
+    maps = torch.stack([level_map(shape, generator(seed)) for seed in range(100)])
+    axes = tuple(range(1, len(shape) + 1))
+    torch.testing.assert_close(maps.square().mean(axes), torch.ones(100))
+    assert maps.min() > 0
+    ratio = maps.amax(axes) / maps.amin(axes)
+    assert ratio.min() < 1.1
+    assert 1.3 < ratio.median() < 5
+    for axis in axes:
+        bends = maps.diff(n=2, dim=axis).abs() > 1e-5
+        assert bends.sum() > 0
+        # linear between three control points: the slope changes around the middle alone
+        places = bends.nonzero()[:, axis]
+        assert (places - (shape[axis - 1] - 3) / 2).abs().max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (1, 32, 32, 1), (2, 16, 16, 16)])
+def test_sigma_is_the_root_mean_square_of_nonstationary_noise_where_the_signal_is_one(shape):
+    noise = [add_nonstationary(torch.ones(shape), 0.1, generator(seed)) - 1 for seed in range(300)]
+    assert torch.stack(noise).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.03)
+    assert torch.stack(noise).mean().abs() < 0.005
+
+
+def test_nonstationary_noise_follows_its_map_and_in_one_half_of_the_draws_the_signal():
+    clean = torch.ones(400, 32, 48)
+    clean[:, 16:] = 0.25
+    ratios = []
+    for seed in range(60):
+        level = level_map_of(seed)
+        noise = (add_nonstationary(clean, 0.1, generator(seed)) - clean) / (0.1 * level)
+        deviation = noise.square().mean(0).sqrt()
+        bright, dark = deviation[:16], deviation[16:]
+        assert bright.mean().item() == pytest.approx(1, abs=0.01)
+        torch.testing.assert_close(bright, torch.ones(16, 48), atol=0.17, rtol=0)
+        ratios.append((dark.mean() / bright.mean()).item())
+    ratios = torch.tensor(ratios)
+    assert ratios.min() > 0.49
+    assert ratios.min() < 0.6
+    assert 0.3 < ((ratios - 1).abs() < 0.01).float().mean() < 0.7
+
+
+def level_map_of(seed):
+    """The map that noise of (C, 32, 48) draws after its spectrum."""
+    numbers = generator(seed)
+    random_transfer((32, 48), numbers)
+    return level_map((32, 48), numbers)
+
+
+def test_nonstationary_magnitudes_have_the_moments_of_rician_ones_at_every_place():
+    for seed in range(4):
+        level = 0.1 * level_map_of(seed)
+        square = add_nonstationary_rician(torch.full((600, 32, 48), 0.3), 0.1, generator(seed)).square().mean(0)
+        torch.testing.assert_close(square, 0.3**2 + 2 * level**2, atol=0, rtol=0.2)
+        assert (square.mean() / (0.3**2 + 2 * level**2).mean()).item() == pytest.approx(1, abs=0.02)
+    assert add_nonstationary_rician(torch.full((1, 32, 48), -0.2), 0.1, generator()).min() >= 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_of_intensities_gets_noise_without_neighbours(kind):
+    """Such a sample tells the range of the whole noisy image; it is (C,), without spatial axes."""
+    noise = KINDS[kind](torch.ones(VOXELS), 0.1, generator()) - 1
+    assert noise.std().item() == pytest.approx(0.1, rel=0.02)
+    assert (noise[1:] * noise[:-1]).mean().item() == pytest.approx(noise.mean().item() ** 2, abs=1e-4)
