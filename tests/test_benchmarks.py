@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from adl_monai.data.noise import KINDS
+from adl_monai.data.noise_field import level_map, random_transfer
 from adl_monai.inferers.unet_stream import can_roll
 from tests.conftest import TINY, generated_manifest
 
@@ -23,6 +25,7 @@ import loader
 import network_variants
 import peers
 import quality
+import scanner_noise
 from peers import without_rician_bias
 
 
@@ -93,6 +96,54 @@ def test_correlated_noise_is_told_by_its_spectrum(tmp_path: Path, monkeypatch: p
             r for r in rows[9 * index : 9 * index + 9] if (r["noise"], r["method"]) == ("correlated_rician", "TV")
         ]
         assert row["psnr"] == pytest.approx(-10 * np.log10(np.mean((unbiased - array) ** 2)), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["nonstationary", "nonstationary_rician"])
+def test_the_spectrum_of_nonstationary_noise_is_told_whatever_its_level_is_where(kind: str) -> None:
+    degradation = quality.Degradation(kind, 0.1, 5)
+    bright = torch.full((500, 24, 32), 20.0)  # so that a magnitude shows its real channel
+    numbers = torch.Generator().manual_seed(5)
+    random_transfer((24, 32), numbers)
+    constant = level_map((24, 32), numbers)
+    noise = (degradation.apply(bright) - bright) / constant
+    power = torch.fft.fft2(noise).abs().square().mean(0).double().numpy()
+    told = quality.power_spectrum(degradation, (24, 32))
+    signal = power.mean() / told.mean()  # of noise that rises with it
+    np.testing.assert_allclose(power / signal, told, rtol=0.25, atol=1e-3 * told.max())
+    assert kind == "nonstationary" or signal == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("name", scanner_noise.SCANNERS)
+def test_simulated_scanners_make_noise_of_the_level_and_the_spectrum_that_are_told(name: str) -> None:
+    shape = (24, 20, 16)
+    add = scanner_noise.add_noise(name, rician=name != "ct")
+    bright = torch.full((1, *shape), 20.0)
+    for seed in (3, 4):
+        noise = (add(bright, 0.1, torch.Generator().manual_seed(seed)) - bright)[0].double().numpy()
+        again = (add(bright, 0.1, torch.Generator().manual_seed(seed)) - bright)[0].double().numpy()
+        np.testing.assert_array_equal(noise, again)
+        assert np.sqrt(np.mean(noise**2)) == pytest.approx(0.1, rel=0.12)
+        spectrum = scanner_noise.transfer(name, shape, torch.Generator().manual_seed(seed)).numpy() ** 2
+        assert spectrum.mean() == pytest.approx(1)
+        power = np.abs(np.fft.fftn(noise)) ** 2 / noise.size / 0.1**2
+        assert spectrum.std() > 0.3, "not white"
+        loud = spectrum > np.quantile(spectrum, 0.7)
+        assert power[loud].mean() == pytest.approx(spectrum[loud].mean(), rel=0.2)
+        assert power[~loud].mean() == pytest.approx(spectrum[~loud].mean(), rel=0.2, abs=0.05)
+        other = (add(bright, 0.1, torch.Generator().manual_seed(seed + 9)) - bright)[0].numpy()
+        assert abs(np.corrcoef(noise.ravel(), other.ravel())[0, 1]) < 0.1
+
+
+def test_noise_of_scanners_is_known_to_no_other_program(tmp_path: Path) -> None:
+    assert not {"ct", "resampled_rician", "sense_rician"} & KINDS.keys()
+    options = quality_options(tmp_path, noise=[])
+    script = Path(scanner_noise.__file__)
+    command = [sys.executable, str(script), str(options.manifest), "-o", str(tmp_path / "out"), "--crop", "16"]
+    subprocess.run([*command, "--peers", "TV"], check=True, capture_output=True)
+    lines = (tmp_path / "out" / "quality.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:-1]] == [
+        f"| {spec.replace(':', ' ')}" for spec in scanner_noise.NOISE
+    ]
 
 
 def test_slices_have_the_mean_of_a_volumes_spectrum(monkeypatch: pytest.MonkeyPatch) -> None:
