@@ -38,12 +38,17 @@ def nlm_dipy(noisy: np.ndarray, sigma: float) -> np.ndarray:
     return nlmeans(noisy, sigma=sigma, patch_radius=1, rician=False)
 
 
+def give_trapz() -> None:
+    """BM3D's and BM4D's packages integrate spectra by what NumPy 2.4 removed."""
+    if not hasattr(np, "trapz"):
+        np.trapz = np.trapezoid  # type: ignore[attr-defined]
+
+
 def bm4d(noisy: np.ndarray, sigma: float | np.ndarray) -> np.ndarray:
     """BM4D of its authors' package (Tampere; for non-commercial use)."""
     from bm4d import bm4d as run
 
-    if not hasattr(np, "trapz"):  # its package integrates spectra by what NumPy 2.4 removed
-        np.trapz = np.trapezoid  # type: ignore[attr-defined]
+    give_trapz()
     return run(noisy, sigma)
 
 
@@ -51,6 +56,7 @@ def bm3d(noisy: np.ndarray, sigma: float | np.ndarray) -> np.ndarray:
     """BM3D of its authors' package; volumes slice by slice."""
     from bm3d import bm3d as run
 
+    give_trapz()
     if noisy.ndim == 2:
         return run(noisy, sigma)
     if isinstance(sigma, np.ndarray):

@@ -158,6 +158,19 @@ def test_slices_have_the_mean_of_a_volumes_spectrum(monkeypatch: pytest.MonkeyPa
     assert np.mean(power[inside] / told[0][inside]) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("peer, shape", [("BM3D", (40, 48)), ("BM4D", (24, 20, 16))])
+def test_the_packages_of_the_peers_take_a_spectrum(peer: str, shape: tuple[int, ...]) -> None:
+    """The real ones, where they are installed, each first in its process: one must not rest on what the other did."""
+    pytest.importorskip(peer.lower())
+    code = (
+        "import sys, numpy, torch; sys.path.insert(0, sys.argv[1]); import peers, quality\n"
+        f"noise = quality.Degradation('correlated', 0.1, 5); spectrum = quality.power_spectrum(noise, {shape})\n"
+        f"noisy = noise.apply(torch.zeros(1, *{shape}))[0].numpy()\n"
+        f"assert peers.PEERS[{peer!r}][1](noisy, spectrum).std() < 0.5 * noisy.std()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(Path(peers.__file__).parent)], check=True)
+
+
 @pytest.mark.parametrize(
     "spec, sigma", [("gaussian:25/255", 25 / 255), ("gaussian:2.5/255", 2.5 / 255), ("rician:0.05", 0.05)]
 )
