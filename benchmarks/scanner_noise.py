@@ -132,6 +132,11 @@ def register() -> None:
         quality.TRANSFER[name] = partial(transfer, name)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """As ``quality.py`` does it."""
     register()
     quality.main(NOISE)
+
+
+if __name__ == "__main__":
+    main()
