@@ -25,6 +25,7 @@ import loader
 import network_variants
 import peers
 import quality
+import reference_noise
 import scanner_noise
 from peers import without_rician_bias
 
@@ -190,6 +191,27 @@ def test_noise_is_a_kind_and_a_level(spec: str, sigma: float) -> None:
 def test_other_noise_is_refused_before_anything_is_measured(spec: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not kind:level"):
         quality.checked_noise(spec)
+
+
+@pytest.mark.parametrize("shape", [(96, 80), (48, 40, 32)])
+def test_the_level_of_a_references_own_noise_is_found_beside_shading_and_edges(shape: tuple[int, ...]) -> None:
+    places = np.meshgrid(*(np.linspace(0, 1, size) for size in shape), indexing="ij")
+    image = 0.5 + 0.3 * places[0] ** 2 - 0.2 * places[1]
+    image[places[0] < 0.3] = 0.2
+    assert reference_noise.high_frequency_level(image) < 1e-4
+    for sigma in (0.005, 0.02):
+        noise = np.random.default_rng(0).normal(0, sigma, shape)
+        assert reference_noise.high_frequency_level(image + noise) == pytest.approx(sigma, rel=0.1)
+    with pytest.raises(ValueError, match="no block"):
+        reference_noise.high_frequency_level(0.1 * image)
+
+
+def test_the_level_is_printed_for_each_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(generated_manifest((32, 32, 32))))
+    reference_noise.main([str(tmp_path / "manifest.json"), "--split", "test"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("synthetic:") and line.endswith(" %") for line in lines), lines
 
 
 def test_the_cost_of_patches_is_set_against_that_of_steps(tmp_path: Path) -> None:
