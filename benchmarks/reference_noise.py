@@ -5,7 +5,7 @@
 A denoiser that is not told the level takes the reference's own noise away too, and is marked down for it. In the
 flattest parts of an image, anatomy has next to no power above 0.4 cycles per voxel, so what is there bounds the noise:
 it is printed as the level that white noise of the same power density has, in % of the robust range. Noise that
-neighbours share has its power at lower frequencies, so its level is higher than that; texture that fine counts as noise.
+neighbours share has its power at lower frequencies, so its level is higher than that; texture as fine counts as noise.
 """
 
 from __future__ import annotations
