@@ -64,12 +64,15 @@ class RandDegraded(RandomizableTransform, MapTransform):
         sigma_range: the level lies between these two; the default is the paper's 0 to 55/255.
         sigma_power: the level is ``low + (high - low) u^sigma_power`` with u uniform in [0, 1]: 1 gives the paper's
             uniform levels, 2 draws low levels more often.
+        least_sigma: kinds that are not drawn at the lowest levels, by name: their level lies between this and
+            ``high``. Faint noise that neighbours share is hard to tell from faint texture; a network that never met it
+            has no reason to take texture for it.
         prob: share of the patches that are degraded at all.
         record: put ``{"kind", "sigma", "seed"}`` into the case as ``"degradation"``; the kind may be ``"none"``.
         allow_missing_keys: skip cases that do not have the key.
 
     Raises:
-        UsageError: For unknown kinds, weights that are not a distribution, or a bad range.
+        UsageError: For unknown kinds, weights that are not a distribution, or bad levels.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class RandDegraded(RandomizableTransform, MapTransform):
         kinds: Mapping[str, float] | Sequence[str] = ("gaussian",),
         sigma_range: Sequence[float] = (0.0, 55 / 255),
         sigma_power: float = 1.0,
+        least_sigma: Mapping[str, float] | None = None,
         prob: float = 1.0,
         record: bool = False,
         allow_missing_keys: bool = False,
@@ -92,6 +96,16 @@ class RandDegraded(RandomizableTransform, MapTransform):
             raise UsageError(f"sigma_power {sigma_power} given; expected a positive number.")
         self.sigma_range = (float(sigma_range[0]), float(sigma_range[1]))
         self.sigma_power = float(sigma_power)
+        self.least_sigma = dict(least_sigma or {})
+        for kind, least in self.least_sigma.items():
+            _require_kind(kind)
+            if not 0 <= least < math.inf:
+                raise UsageError(f"least_sigma {least} given for {kind}; expected a finite number >= 0.")
+            if kind in self.kinds and least > self.sigma_range[1]:
+                raise UsageError(
+                    f"least_sigma {least} given for {kind}, above the highest level of sigma_range "
+                    f"{self.sigma_range}; lower it, or leave the kind out (--set noise_least_sigma={{}} lifts all)."
+                )
         self.record = record
         self.degradation = Degradation(self.kinds[0], self.sigma_range[0], 0)
 
@@ -100,6 +114,7 @@ class RandDegraded(RandomizableTransform, MapTransform):
         super().randomize(data)
         kind = self.kinds[int(self.R.choice(len(self.kinds), p=self.weights))]
         low, high = self.sigma_range
+        low = max(low, self.least_sigma.get(kind, low))
         sigma = low + (high - low) * float(self.R.uniform()) ** self.sigma_power
         self.degradation = Degradation(kind, sigma, int(self.R.randint(2**32, dtype=np.uint32)))
 

@@ -95,6 +95,23 @@ def test_a_higher_power_draws_low_levels_more_often():
         assert sum(share < level for share in shares) / 2000 == pytest.approx(math.sqrt(level), abs=0.04)
 
 
+def test_a_kind_with_a_least_level_is_never_fainter_and_no_other_is_changed():
+    kinds, least = ["gaussian", "correlated"], {"correlated": 0.05}
+    transform = RandDegraded(kinds=kinds, sigma_range=(0.0, 0.1), least_sigma=least, record=True)
+    transform.set_random_state(seed=0)
+    records = [transform({"image": torch.zeros(1, 2, 2)})["degradation"] for _ in range(1000)]
+    levels = {kind: [record["sigma"] for record in records if record["kind"] == kind] for kind in kinds}
+    assert 0.05 <= min(levels["correlated"]) < 0.051
+    assert 0.099 < max(levels["correlated"]) <= 0.1
+    assert min(levels["gaussian"]) < 0.001
+
+
+def test_a_least_level_above_the_range_is_refused_where_the_kind_is_drawn():
+    with pytest.raises(UsageError, match="highest level"):
+        RandDegraded(sigma_range=(0.0, 0.01), least_sigma={"gaussian": 0.05})
+    RandDegraded(sigma_range=(0.0, 0.01), least_sigma={"correlated": 0.05})
+
+
 @pytest.mark.parametrize("transform", [RandDegraded(record=True), Degraded()], ids=["random", "fixed"])
 def test_real_pairs_get_no_noise(transform):
     clean = torch.rand(1, 8, 8, generator=generator())
@@ -129,6 +146,8 @@ def test_probability_leaves_some_patches_clean():
         {"sigma_range": (0.3, 0.1)},
         {"sigma_range": (-0.1, 0.1)},
         {"sigma_power": 0.0},
+        {"least_sigma": {"gaussian": -0.1}},
+        {"least_sigma": {"salt": 0.1}},
         {"keys": ["image", "label"]},
     ],
     ids=str,
