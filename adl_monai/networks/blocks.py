@@ -13,13 +13,28 @@ import torch
 from monai.networks.layers import get_act_layer, get_norm_layer
 from monai.networks.layers.factories import Conv, split_args
 from torch import Tensor, nn
+from torch.nn import functional
 
 from adl_monai.networks.recompute import Recomputable
 
 Spec = str | tuple  # a layer in MONAI's notation: "batch" or ("group", {"num_groups": 4})
 ConvNd = nn.Conv2d | nn.Conv3d
 
+SAFE_CHANNELS = 8  # see ThinningConv2d
 BRANCH_START = 0.3  # last kernel of a residual branch without norm against Kaiming: small, yet gradients pass
+
+
+class ThinningConv2d(nn.Conv2d):
+    """A 1² convolution with a stride that drops the pixels it steps over first: the same function, right gradients.
+
+    oneDNN's float32 weight gradient of the usual one writes where it must not if there are fewer than 8 channels to
+    read (torch 2.13 on a CPU with AVX2 and no AVX-512: gradients are wrong, the process may crash).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H/stride, W/stride), rounded up."""
+        thinned = input[:, :, :: self.stride[0], :: self.stride[1]]
+        return functional.conv2d(thinned, self.weight)
 
 
 def conv(
@@ -27,6 +42,8 @@ def conv(
 ) -> ConvNd:
     """A bias-free convolution that keeps the spatial size (divided by ``stride``)."""
     padding = dilation * (size - 1) // 2
+    if (spatial_dims, size) == (2, 1) and stride > 1 and in_channels < SAFE_CHANNELS:
+        return ThinningConv2d(in_channels, out_channels, size, stride=stride, bias=False)
     return Conv["conv", spatial_dims](
         in_channels, out_channels, size, stride=stride, padding=padding, dilation=dilation, bias=False
     )

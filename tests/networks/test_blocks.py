@@ -1,10 +1,12 @@
 """The building blocks: their shapes, their start, and that each norm is a layer of its own."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from adl_monai.networks.blocks import ContentEnhancer, ResidualBlock, TransformerHead, norm_layer
+from adl_monai.networks.blocks import ContentEnhancer, ResidualBlock, TransformerHead, conv, norm_layer
 
 GROUP = ("group", {"num_groups": 4})
 
@@ -100,3 +102,26 @@ def test_narrow_heads_without_norm_start_alive() -> None:
         torch.manual_seed(seed)
         head = TransformerHead(2, 8, 1, depth=3, norm=None)
         assert head(torch.rand(1, 8, 16, 16)).count_nonzero() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 7, 8, 12])
+def test_gradients_of_narrow_blocks_are_right(channels: int) -> None:
+    """On CPUs without AVX-512 they were not, and the process crashed; repeated, as it depends on the memory around."""
+    torch.manual_seed(0)
+    block = ResidualBlock(2, channels, 6, stride=2, norm=None).to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(block).double()
+    features = torch.randn(4, channels, 16, 18)
+    (exact(features.double()) ** 2).mean().backward()
+    for _ in range(30):
+        block.zero_grad()
+        (block(features.contiguous(memory_format=torch.channels_last)) ** 2).mean().backward()
+        for weight, expected in zip(block.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(weight.grad, expected.grad, rtol=1e-3, atol=1e-6, check_dtype=False)
+
+
+def test_thinning_is_the_strided_convolution() -> None:
+    narrow = conv(2, 3, 5, 1, stride=2)
+    image = torch.rand(2, 3, 9, 12)
+    torch.testing.assert_close(narrow(image), nn.functional.conv2d(image, narrow.weight, stride=2))
+    assert type(narrow) is not nn.Conv2d
+    assert type(conv(2, 8, 5, 1, stride=2)) is nn.Conv2d
