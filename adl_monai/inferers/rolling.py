@@ -71,7 +71,7 @@ class RollingConv:
         self.padding = dilation * (weight.shape[2] - 1) // 2
         self.span = 2 * self.padding + 1
         self.act = act
-        self.fused = fused_activation(act) if weight.device.type == "cpu" else None
+        self.fused = fused_activation(act) if fuses(weight) else None
         self._kept: Planes = None
         self._started = False
         self._skip = 0  # planes to come that a stride steps over
@@ -130,6 +130,8 @@ class RollingUpsample:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
+        # PyTorch calls oneDNN for bfloat16 by itself, and for float32 a slow path of its own.
+        self.direct = fuses(weight) and weight.dtype == torch.float32
         self._kept: Planes = None
 
     def push(self, planes: Planes, last: bool) -> Planes:
@@ -142,11 +144,18 @@ class RollingUpsample:
         self._kept = None if last else held.narrow(AXIS, count - 1, 1).clone()
         if not last and count == 1:
             return None
-        axes = held.ndim - 2
-        expand = functional.conv_transpose2d if axes == 2 else functional.conv_transpose3d
-        ends = [int(last), *[1] * (axes - 1)]
-        result = planes_of(expand(channels_first(held), self.weight, None, 2, 1, ends))
+        result = self._expand(held, [int(last), *[1] * (held.ndim - 3)])
         return result if last else result.narrow(AXIS, 0, 2 * count - 2)
+
+    def _expand(self, held: Tensor, ends: list[int]) -> Tensor:
+        axes = held.ndim - 2
+        image = channels_first(held)
+        if self.direct:
+            pointwise = torch.ops.mkldnn._convolution_transpose_pointwise
+            one, two = [1] * axes, [2] * axes
+            return planes_of(pointwise(image, self.weight, None, one, ends, two, one, 1, "none", [], ""))
+        expand = functional.conv_transpose2d if axes == 2 else functional.conv_transpose3d
+        return planes_of(expand(image, self.weight, None, 2, 1, ends))
 
     def tensors(self) -> list[Tensor]:
         """What is held in memory between two pushes."""
@@ -217,10 +226,16 @@ def planes_of(image: Tensor) -> Tensor:
     return image.movedim(1, -1).contiguous()
 
 
+def fuses(weight: Tensor) -> bool:
+    """Whether oneDNN can be called directly: it has no slow path to fall back on."""
+    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    if weight.device.type != "cpu" or not available:
+        return False
+    return weight.dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def fused_activation(act: Activation | None) -> tuple[str, list[float]] | None:
     """The name under which oneDNN applies an activation while it convolves, or None where it does not."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
-        return None
     if act is None:
         return "none", []
     if isinstance(act, nn.LeakyReLU):

@@ -23,11 +23,26 @@ def test_a_rolling_convolution_is_the_convolution(kernel: int, stride: int, dila
     torch.testing.assert_close(rolled(rolling, image, planes), expected)
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("planes", [1, 2, 5, 16])
-def test_a_rolling_upsampling_is_the_transposed_convolution(planes: int) -> None:
-    layer = nn.ConvTranspose3d(2, 3, 3, 2, 1, 1, bias=False).requires_grad_(False)
-    image = torch.rand(1, 2, 16, 4, 5)
-    torch.testing.assert_close(rolled(RollingUpsample(layer.weight), image, planes), layer(image))
+def test_a_rolling_upsampling_is_the_transposed_convolution(planes: int, spatial_dims: int) -> None:
+    layer = (nn.ConvTranspose2d, nn.ConvTranspose3d)[spatial_dims - 2](2, 3, 3, 2, 1, 1, bias=False)
+    layer.requires_grad_(False)
+    image = torch.rand(2, 2, 16, 4, 5)[(..., *[0] * (3 - spatial_dims))]
+    rolling = RollingUpsample(layer.weight)
+    torch.testing.assert_close(rolled(rolling, image, planes), layer(image))
+    rolling.direct = False  # as on a GPU
+    torch.testing.assert_close(rolled(rolling, image, planes), layer(image))
+
+
+def test_a_cpu_without_bfloat16_rolls_in_bfloat16_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slowly; oneDNN called directly refuses it there."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    conv = nn.Conv3d(2, 3, 3, padding=1, bias=False).bfloat16().requires_grad_(False)
+    image = torch.rand(1, 2, 6, 5, 4).bfloat16()
+    rolling = RollingConv(conv.weight, None, act=nn.ReLU())
+    assert rolling.fused is None
+    torch.testing.assert_close(rolled(rolling, image, 2), conv(image).relu(), rtol=0.02, atol=0.02)
 
 
 def rolled(layer: RollingConv | RollingUpsample, image: Tensor, planes: int) -> Tensor:
