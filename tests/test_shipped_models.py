@@ -106,6 +106,12 @@ def test_they_denoise(spatial_dims: int, sigma: float, gain: float) -> None:
         ("correlated_rician", 0.05, 9.5),
         ("correlated_rician", 0.1, 11.5),
         ("correlated_rician", 0.2, 13.2),
+        ("nonstationary", 0.05, 7.0),
+        ("nonstationary", 0.1, 8.1),
+        ("nonstationary", 0.2, 9.8),
+        ("nonstationary_rician", 0.05, 8.7),
+        ("nonstationary_rician", 0.1, 10.1),
+        ("nonstationary_rician", 0.2, 11.6),
     ],
 )
 def test_adl3d_removes_noise_that_neighbours_share(kind: str, sigma: float, gain: float) -> None:
