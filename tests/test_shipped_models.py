@@ -261,6 +261,15 @@ def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:
     noisy = noisy_phantom(3, 0.1)[0]
     grown = adl_monai.denoise(noisy, tmp_path / "grown", precision="fp32")
     np.testing.assert_allclose(grown, adl_monai.denoise(noisy, precision="fp32"), atol=1e-4)
+    held = {**wider, "hold_init": True, "learning_rate": 0.01}
+    train(manifest, tmp_path / "held", init="adl3d", overrides=held)
+    before, after = load_weights(shipped_bundle(3)), load_weights(tmp_path / "held" / "bundle")
+    for name in (name for name in before if name.startswith(("encoder.", "head1."))):
+        kept = after[name][tuple(map(slice, before[name].shape))]
+        torch.testing.assert_close(kept, before[name].float(), atol=0, rtol=0)
+    assert (after["head1.project.weight"][:, before["head1.project.weight"].shape[1] :] != 0).any()
+    with pytest.raises(UsageError, match="add --init"):
+        train(manifest, tmp_path / "nothing", overrides={**options, "hold_init": True})
     with pytest.raises(ModelError, match="shrink"):
         train(manifest, tmp_path / "narrow", init="adl3d", overrides={**wider, "network_def#filters": [8, 16, 24, 32]})
     with pytest.raises(UsageError, match="not 3D"):

@@ -55,6 +55,40 @@ def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str,
     return wide
 
 
+def held_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Which weights must stay as they are so that a grown network goes on computing what the narrower one computed.
+
+    All that makes the old channels: their kernels, and the zeros by which they do not listen to the new channels. An
+    output that did not grow (the image) may listen to them: the old network's result is there for ever, and the new
+    channels learn what to add to it (progressive networks, Rusu et al., 2016, arXiv 1606.04671).
+
+    Args:
+        narrow: As for ``grown_weights``, which must have accepted it.
+        network: The wider network.
+
+    Returns:
+        By the name of each parameter that the narrower network had: booleans of the wider parameter's shape.
+
+    Raises:
+        ValueError: If the full-scale head has not grown, so that nothing would change, or norms follow the images.
+    """
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
+        raise ValueError("batch norms follow new images, so that old channels would change; only norm None can hold.")
+    wide = dict(network.state_dict())
+    held = {}
+    for name, old in narrow.items():
+        kept = torch.zeros_like(wide[name], dtype=torch.bool)
+        # What the old channels feed: of a transposed kernel (in, out, ...) its outputs, of the image all there was.
+        if "upsample" in name or (old.ndim > 1 and name.endswith("project.weight")):
+            kept[:, : old.shape[1]] = True
+        else:
+            kept[: old.shape[0]] = True
+        held[name] = kept
+    if held["head1.project.weight"].all():
+        raise ValueError("the image would listen to no new channel; give a first filter that is wider by 2 or more.")
+    return held
+
+
 def joined_inputs(name: str, narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     """The joined inputs of a layer: how many channels each had and has, in the order of the concatenation."""
     stage, _, layer = name.partition(".")

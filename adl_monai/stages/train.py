@@ -111,6 +111,8 @@ def train(
         raise UsageError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}.")
     if init is not None:
         overrides = {**_start_from(init, spatial_dims), **overrides}
+    if overrides.get("hold_init") and overrides.get("init") is None:
+        raise UsageError("hold_init keeps what a model was before, but no model to start from is given; add --init.")
     check_pairs(parsed)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from adl_monai.engines import Muon
+from adl_monai.engines.start import hold_weights
 from adl_monai.networks import EfficientUNet
-from adl_monai.networks.growth import grown_weights
+from adl_monai.networks.growth import grown_weights, held_weights
 
 
 def network(spatial_dims: int, filters: list[int], **options: object) -> EfficientUNet:
@@ -77,3 +79,43 @@ def test_what_does_not_grow_is_refused() -> None:
     groups = ("group", {"num_groups": 4})
     with pytest.raises(ValueError, match="group norms"):
         grown_weights(network(2, [8, 12, 16, 20], norm=groups).state_dict(), network(2, [8, 16, 16, 20], norm=groups))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("enhancers", [(True, True), (False, False), (False, True)])
+@pytest.mark.parametrize("filters", [[12, 16, 32, 28], [10, 9, 16, 20]])
+def test_what_is_held_computes_the_same_after_training(
+    spatial_dims: int, enhancers: tuple[bool, bool], filters: list[int]
+) -> None:
+    old = network(spatial_dims, [8, 9, 16, 20], content_enhancer=enhancers[0])
+    wide = network(spatial_dims, filters, content_enhancer=enhancers[1])
+    state, held = grown_weights(old.state_dict(), wide), held_weights(old.state_dict(), wide)
+    wide.load_state_dict(state)
+    optimizer = Muon(wide.parameters(), lr=0.01, weight_decay=0.1)
+    hold_weights(wide, state, held, optimizer)
+    noisy = torch.rand(2, 1, *(16,) * spatial_dims)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum((image - 0.5).square().mean() for image in wide(noisy)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        before, after = old(noisy), wide(noisy)
+        assert (after[0] - before[0]).abs().max() > 1e-3
+        # Once the image no longer listens to the new channels, the old network's result is what is left.
+        for head, former in [(getattr(wide, f"head{n}"), getattr(old, f"head{n}")) for n in (1, 2, 3)]:
+            head.project.weight[:, former.project.weight.shape[1] :] = 0
+        for one, other in zip(wide(noisy), before, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    for name, weights in wide.named_parameters():
+        if name in held:
+            assert torch.equal(weights.detach()[held[name]], state[name][held[name]])
+
+
+def test_what_cannot_be_held_is_refused() -> None:
+    old = network(2, [8, 12, 16, 20])
+    for filters in ([8, 12, 16, 20], [8, 16, 32, 24], [9, 12, 16, 20]):
+        with pytest.raises(ValueError, match="no new channel"):
+            held_weights(old.state_dict(), network(2, filters))
+    norms = [network(2, filters, norm="batch") for filters in ([8, 12, 16, 20], [12, 16, 20, 24])]
+    with pytest.raises(ValueError, match="batch norms follow new images"):
+        held_weights(norms[0].state_dict(), norms[1])
