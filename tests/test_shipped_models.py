@@ -98,30 +98,38 @@ def test_they_denoise(spatial_dims: int, sigma: float, gain: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "sigma", "gain"),
+    ("spatial_dims", "kind", "sigma", "gain"),
     [
-        ("correlated", 0.05, 8.2),
-        ("correlated", 0.1, 10.3),
-        ("correlated", 0.2, 12.4),
-        ("correlated_rician", 0.05, 9.5),
-        ("correlated_rician", 0.1, 11.5),
-        ("correlated_rician", 0.2, 13.2),
-        ("nonstationary", 0.05, 7.0),
-        ("nonstationary", 0.1, 8.1),
-        ("nonstationary", 0.2, 9.8),
-        ("nonstationary_rician", 0.05, 8.7),
-        ("nonstationary_rician", 0.1, 10.1),
-        ("nonstationary_rician", 0.2, 11.6),
+        (2, "correlated", 0.05, 4.6),
+        (2, "correlated", 0.1, 6.2),
+        (2, "correlated", 0.2, 8.0),
+        (2, "correlated_rician", 0.1, 6.4),
+        (2, "nonstationary", 0.05, 4.0),
+        (2, "nonstationary", 0.1, 5.6),
+        (2, "nonstationary", 0.2, 7.2),
+        (2, "nonstationary_rician", 0.1, 5.6),
+        (3, "correlated", 0.05, 8.2),
+        (3, "correlated", 0.1, 10.3),
+        (3, "correlated", 0.2, 12.4),
+        (3, "correlated_rician", 0.05, 9.5),
+        (3, "correlated_rician", 0.1, 11.5),
+        (3, "correlated_rician", 0.2, 13.2),
+        (3, "nonstationary", 0.05, 7.0),
+        (3, "nonstationary", 0.1, 8.1),
+        (3, "nonstationary", 0.2, 9.8),
+        (3, "nonstationary_rician", 0.05, 8.7),
+        (3, "nonstationary_rician", 0.1, 10.1),
+        (3, "nonstationary_rician", 0.2, 11.6),
     ],
 )
-def test_adl3d_removes_noise_that_neighbours_share(kind: str, sigma: float, gain: float) -> None:
+def test_they_remove_noise_that_neighbours_share(spatial_dims: int, kind: str, sigma: float, gain: float) -> None:
     """As scans carry it that were interpolated or smoothed; each seed has a spectrum of its own."""
     gains = []
     for seed in range(777, 785):
-        clean = phantom(3, seed)
+        clean = phantom(spatial_dims, seed)
         noisy = Degradation(kind, sigma, seed).apply(torch.from_numpy(clean).float()[None])[0].numpy()
         gains.append(psnr(adl_monai.denoise(noisy), clean) - psnr(noisy, clean))
-    assert min(gains) > 1
+    assert min(gains) > (1 if spatial_dims == 3 else 0.3)  # faint noise on a textured image
     assert np.mean(gains) > gain
 
 
