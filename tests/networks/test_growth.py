@@ -94,7 +94,7 @@ def test_what_is_held_computes_the_same_after_training(
     optimizer = Muon(wide.parameters(), lr=0.01, weight_decay=0.1)
     hold_weights(wide, state, held, optimizer)
     noisy = torch.rand(2, 1, *(16,) * spatial_dims)
-    for _ in range(3):
+    for _ in range(10):
         optimizer.zero_grad()
         sum((image - 0.5).square().mean() for image in wide(noisy)).backward()
         optimizer.step()
