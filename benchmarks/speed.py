@@ -36,6 +36,7 @@ PARTS = {
     "monai": "tiling",
     "peers": "peer_speed",
     "train": "training",
+    "hold": "hold",
     "memory": "memory",
     "paper2d": "paper_network",
     "gpu": "gpu",

@@ -11,7 +11,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from adl_monai.errors import ModelError
-from adl_monai.networks.growth import grown_weights, held_weights
+from adl_monai.networks.growth import grown_weights, held_weights, learning_channels
+from adl_monai.networks.partial_gradient import learn_only
 
 
 class StartHandler:
@@ -56,6 +57,7 @@ class StartHandler:
             network.load_state_dict(state)
         if self.hold is not None:
             hold_weights(self.networks[0], state, held, self.hold)
+            learn_only(self.networks[0], learning_channels(former, self.networks[0]))  # saves half of the backward
 
 
 def hold_weights(

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from adl_monai.networks.partial_gradient import Learning
+
 
 @torch.no_grad()
 def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -87,6 +89,33 @@ def held_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, 
     if held["head1.project.weight"].all():
         raise ValueError("the image would listen to no new channel; give a first filter that is wider by 2 or more.")
     return held
+
+
+def learning_channels(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, Learning]:
+    """What learns in the convolutions of a network that ``held_weights`` holds: new channels, and the image.
+
+    Args:
+        narrow: As for ``grown_weights``, which must have accepted it.
+        network: The wider network.
+
+    Returns:
+        By the name of each convolution that the narrower network had, transposed ones apart.
+    """
+    wide = dict(network.state_dict())
+    learning = {}
+    for name, old in narrow.items():
+        layer = name.removesuffix(".weight")
+        if layer == name or type(network.get_submodule(layer)) not in (nn.Conv2d, nn.Conv3d):
+            continue
+        outputs, width = wide[name].shape[:2]
+        inputs, start = [], 0
+        for had, has in joined_inputs(name, narrow, wide):
+            inputs.append(slice(start + had, start + has))
+            start += has
+        inputs.append(slice(start, width))  # of a content enhancer that the narrower network had not
+        first = 0 if name.endswith("project.weight") else old.shape[0]
+        learning[layer] = Learning(slice(first, outputs), inputs)
+    return learning
 
 
 def joined_inputs(name: str, narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> list[tuple[int, int]]:
