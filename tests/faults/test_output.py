@@ -99,29 +99,30 @@ def test_row_56_two_inputs_of_one_name(scan: Path, tmp_path: Path, refused: Refu
     refused(2, ["same name", "scan_denoised.nii", "-o folders"], "infer", scan, tmp_path / "sub" / scan.name)
 
 
-def write(source: Path, output: Path, start: Any, results: Any) -> None:
+def write(source: Path, outputs: list[Path], start: Any, results: Any) -> None:
     volume = read_volume(source)
-    start.wait()
-    try:
-        write_volume(output, volume.array, like=source, affine=volume.affine, overwrite=False)
-        results.put(0)
-    except AdlError as error:
-        results.put(error.exit_code)
+    for output in outputs:
+        start.wait()
+        try:
+            write_volume(output, volume.array, like=source, affine=volume.affine, overwrite=False)
+            results.put((output, 0))
+        except AdlError as error:
+            results.put((output, error.exit_code))
 
 
 def test_row_57_of_two_writers_one_wins_whole(scan: Path, tmp_path: Path) -> None:
     # Not forked: a process with torch's threads in it may not go on after a fork.
     context = multiprocessing.get_context("spawn")
-    for attempt in range(3):
-        output, start, results = tmp_path / f"out{attempt}.nii", context.Barrier(2), context.Queue()
-        writers = [context.Process(target=write, args=(scan, output, start, results)) for _ in range(2)]
-        for writer in writers:
-            writer.start()
-        codes = sorted(results.get(timeout=240) for _ in writers)
-        for writer in writers:
-            writer.join()
-        assert codes == [0, 5]
-        assert output.read_bytes() == scan.read_bytes()
+    outputs = [tmp_path / f"out{attempt}.nii" for attempt in range(3)]
+    start, results = context.Barrier(2), context.Queue()
+    writers = [context.Process(target=write, args=(scan, outputs, start, results), daemon=True) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    codes = sorted(results.get(timeout=240) for _ in outputs * 2)
+    for writer in writers:
+        writer.join()
+    assert codes == [(output, code) for output in outputs for code in (0, 5)]
+    assert all(output.read_bytes() == scan.read_bytes() for output in outputs)
     assert len(contents(tmp_path)) == 4
 
 
