@@ -12,8 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional, grad
 
 from adl_monai.networks.blocks import ConvNd
+
+CONVOLUTIONS = {
+    4: (functional.conv2d, grad.conv2d_input, grad.conv2d_weight),
+    5: (functional.conv3d, grad.conv3d_input, grad.conv3d_weight),
+}
+"""By the axes of the features: the convolution, the gradient of its input, that of its weight."""
 
 
 class Learning(NamedTuple):
@@ -54,40 +61,25 @@ class _PartialGradient(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, geometry: Any, learning: Learning) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.geometry, ctx.learning = geometry, learning
-        return _convolution(features, weight, geometry)
+        convolve, _, _ = CONVOLUTIONS[features.ndim]
+        return convolve(features, weight, None, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         features, weight = ctx.saved_tensors
         outputs, inputs = ctx.learning
+        _, input_gradient, weight_gradient = CONVOLUTIONS[features.ndim]
         gradient, kernels = gradients[0][:, outputs], weight[outputs]
         of_weight = torch.zeros_like(weight)
         if len(kernels):
-            of_weight[outputs] = _backward(gradient, features, kernels, ctx.geometry, (False, True))[1]
+            of_weight[outputs] = weight_gradient(features, kernels.shape, gradient, *ctx.geometry)
         of_features = None
         if ctx.needs_input_grad[0]:
             of_features = torch.zeros_like(features)
-            runs = [kernels[:, run] for run in inputs]
-            if len(kernels) and sum(run.shape[1] for run in runs):
-                # Only the shape of the features matters for their gradient.
-                heard = torch.cat(runs, dim=1)
-                shape = torch.empty_like(features[:, : heard.shape[1]])
-                parts = _backward(gradient, shape, heard, ctx.geometry, (True, False))[0]
-                for run, part in zip(inputs, parts.split([run.shape[1] for run in runs], dim=1), strict=True):
-                    of_features[:, run] = part
+            heard = torch.cat([kernels[:, run] for run in inputs], dim=1)
+            if heard.numel():
+                shape = (len(features), heard.shape[1], *features.shape[2:])
+                part = input_gradient(shape, heard, gradient, *ctx.geometry)
+                for run, values in zip(inputs, part.split([run.stop - run.start for run in inputs], 1), strict=True):
+                    of_features[:, run] = values
         return of_features, of_weight, None, None
-
-
-def _convolution(features: Tensor, weight: Tensor, geometry: Any) -> Tensor:
-    stride, padding, dilation = geometry
-    return torch.convolution(features, weight, None, stride, padding, dilation, False, [0] * len(stride), 1)
-
-
-def _backward(
-    gradient: Tensor, features: Tensor, weight: Tensor, geometry: Any, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the features and of the weight, as far as they are wanted."""
-    stride, padding, dilation = geometry
-    given = (gradient, features, weight, None, stride, padding, dilation, False, [0] * len(stride), 1)
-    of_features, of_weight, _ = torch.ops.aten.convolution_backward(*given, [*wanted, False])
-    return of_features, of_weight

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine
 from torch.utils.flop_counter import FlopCounterMode
 
 from adl_monai.compute import place
+from adl_monai.engines import Muon
+from adl_monai.engines.start import StartHandler
 from adl_monai.networks import EfficientUNet
 from adl_monai.networks.growth import grown_weights, held_weights, learning_channels
 from adl_monai.networks.partial_gradient import learn_only
@@ -66,10 +70,14 @@ def test_what_learns_gets_the_gradients_it_would_get(
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_work_is_saved(spatial_dims: int) -> None:
-    wide, partly, _ = held_twins(spatial_dims, (False, False), [12, 13, 24, 28])
+def test_a_run_that_holds_saves_the_work(spatial_dims: int, tmp_path: Path) -> None:
+    options = {"norm": None, "head": "residual", "content_enhancer": False}
+    torch.save(EfficientUNet(spatial_dims, filters=[8, 9, 16, 20], **options).state_dict(), tmp_path / "model.pt")
     noisy, work = torch.rand(1, 1, *(16,) * spatial_dims), []
-    for network in (wide, partly):
+    for hold in (False, True):
+        network = EfficientUNet(spatial_dims, filters=[12, 13, 24, 28], **options)
+        optimizer = Muon(network.parameters()) if hold else None
+        StartHandler(tmp_path / "model.pt", [network], optimizer)(Engine(lambda *_: None))
         with FlopCounterMode(display=False) as counter:
             sum(image.mean() for image in network(noisy)).backward()
         work.append(counter.get_total_flops())
