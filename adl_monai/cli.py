@@ -98,6 +98,7 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
 @click.option("--dims", "spatial_dims", type=click.Choice(["2", "3"]), help="2D or 3D model.  [default: 3]")
 @click.option("--preset", type=click.Choice(["default", "paper", "release"]), help="[default: default]")
 @click.option("--init", metavar="NAME|DIR|FILE", help="Model to start from (fine-tuning) instead of random weights.")
+@click.option("--hold", metavar="NAME|DIR|FILE", help="Model to keep inside a wider network: only what is new learns.")
 @click.option("--epochs", type=click.IntRange(1), help="Length of the run.  [default: the bundle's]")
 @click.option("--batch-size", type=click.IntRange(1), help="Patches per step.  [default: the bundle's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the bundle's]")
@@ -115,6 +116,7 @@ def train(
     spatial_dims: str | None,
     preset: str | None,
     init: str | None,
+    hold: str | None,
     epochs: int | None,
     device: str,
     settings: tuple[tuple[str, Any], ...],
@@ -141,6 +143,7 @@ def train(
         spatial_dims=int(spatial_dims) if spatial_dims else None,
         preset=preset,
         init=init,
+        hold=hold,
         resume=resume,
         overwrite=overwrite,
         overrides={**dict(settings), **overrides},

@@ -269,15 +269,25 @@ def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:
     noisy = noisy_phantom(3, 0.1)[0]
     grown = adl_monai.denoise(noisy, tmp_path / "grown", precision="fp32")
     np.testing.assert_allclose(grown, adl_monai.denoise(noisy, precision="fp32"), atol=1e-4)
-    held = {**wider, "hold_init": True, "learning_rate": 0.01}
-    train(manifest, tmp_path / "held", init="adl3d", overrides=held)
-    before, after = load_weights(shipped_bundle(3)), load_weights(tmp_path / "held" / "bundle")
+    # Or what it was is held, in further runs too; what has not grown from it cannot hold it.
+    held = {**wider, "learning_rate": 0.01}
+    train(manifest, tmp_path / "held", hold="adl3d", overrides=held)
+    further = {key: value for key, value in held.items() if key != "network_def#filters"}
+    train(manifest, tmp_path / "further", hold="adl3d", init=tmp_path / "held", overrides=further)
+    before, once, twice = map(
+        load_weights, (shipped_bundle(3), *(tmp_path / run / "bundle" for run in ("held", "further")))
+    )
     for name in (name for name in before if name.startswith(("encoder.", "head1."))):
-        kept = after[name][tuple(map(slice, before[name].shape))]
-        torch.testing.assert_close(kept, before[name].float(), atol=0, rtol=0)
-    assert (after["head1.project.weight"][:, before["head1.project.weight"].shape[1] :] != 0).any()
-    with pytest.raises(UsageError, match="add --init"):
-        train(manifest, tmp_path / "nothing", overrides={**options, "hold_init": True})
+        for after in (once, twice):
+            kept = after[name][tuple(map(slice, before[name].shape))]
+            torch.testing.assert_close(kept, before[name].float(), atol=0, rtol=0)
+    new = slice(before["head1.project.weight"].shape[1], None)
+    assert (once["head1.project.weight"][:, new] != 0).any()
+    assert (once["head1.project.weight"][:, new] != twice["head1.project.weight"][:, new]).any()
+    with pytest.raises(ModelError, match="does not hold what"):
+        train(manifest, tmp_path / "stranger", hold=tmp_path / "small", init="adl3d", overrides=further)
+    with pytest.raises(ModelError, match="no new channel"):
+        train(manifest, tmp_path / "nothing", hold="adl3d", overrides=further)
     with pytest.raises(ModelError, match="shrink"):
         train(manifest, tmp_path / "narrow", init="adl3d", overrides={**wider, "network_def#filters": [8, 16, 24, 32]})
     with pytest.raises(UsageError, match="not 3D"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +23,61 @@ class StartHandler:
     Args:
         load_path: A bare state_dict.
         networks: The network that learns and the average of its weights. They start equal.
-        hold: Optimizer of the first network, which is to keep what it was: only channels that it has grown learn,
-            beside the old ones, whose result stays. None lets all learn.
+        hold_path: State of a narrower network, with which the first network is to keep what that one computes: only
+            the channels beside its own learn, and add to its result. ``load_path`` itself, or what that has grown from
+            in a run that held it too. None lets all learn.
+        optimizer: Of the first network, where something is held.
     """
 
     def __init__(
         self,
         load_path: str | Path,
         networks: Sequence[torch.nn.Module],
-        hold: torch.optim.Optimizer | None = None,
+        hold_path: str | Path | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
+        if hold_path is not None and optimizer is None:
+            raise ValueError("what is held is put back after each step of an optimizer; give it.")
         self.load_path = Path(load_path)
         self.networks = list(networks)
-        self.hold = hold
+        self.hold_path = None if hold_path is None else Path(hold_path)
+        self.optimizer = optimizer
 
     def attach(self, engine: Engine) -> None:
         """Run when ``engine`` starts."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Load.
+        """Load, and hold.
 
         Raises:
             ModelError: If the weights are of a network that is built differently, or wider, or cannot be held.
         """
-        former = torch.load(self.load_path, map_location="cpu", weights_only=True)
-        try:
-            state = grown_weights(former, self.networks[0])
-            held = held_weights(former, self.networks[0]) if self.hold is not None else {}
-        except ValueError as error:
-            raise ModelError(f"{self.load_path} does not fit the network to be trained: {error}") from error
+        state = self._fitting(self.load_path, grown_weights)
         for network in self.networks:
             network.load_state_dict(state)
-        if self.hold is not None:
-            hold_weights(self.networks[0], state, held, self.hold)
-            learn_only(self.networks[0], learning_channels(former, self.networks[0]))  # saves half of the backward
+        if self.hold_path is not None:
+            self._hold(self.hold_path, state)
+
+    def _fitting(self, path: Path, made: Callable[[Mapping[str, Tensor], torch.nn.Module], dict[str, Any]]) -> Any:
+        try:
+            return made(torch.load(path, map_location="cpu", weights_only=True), self.networks[0])
+        except ValueError as error:
+            raise ModelError(f"{path} does not fit the network to be trained: {error}") from error
+
+    def _hold(self, path: Path, state: Mapping[str, Tensor]) -> None:
+        assert self.optimizer is not None
+        held = self._fitting(path, held_weights)
+        expected = self._fitting(path, grown_weights)
+        for name, mask in held.items():
+            # As near as half precision is, in which models in the box are kept.
+            if not torch.allclose(state[name][mask], expected[name][mask].to(state[name]), rtol=1e-3, atol=1e-6):
+                raise ModelError(
+                    f"{self.load_path} does not hold what {path} computes ({name} differs); start from that model, or "
+                    "from one that has grown from it and held it."
+                )
+        hold_weights(self.networks[0], state, held, self.optimizer)
+        learn_only(self.networks[0], self._fitting(path, learning_channels))  # saves half of the backward
 
 
 def hold_weights(

@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def train(
     spatial_dims: int | None = None,
     preset: str | None = None,
     init: str | Path | None = None,
+    hold: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     overrides: Mapping[str, Any] | None = None,
@@ -84,6 +86,9 @@ def train(
             ``release`` for the longer run that made the shipped weights (``release.json``).
         init: A model to start from instead of random weights, see ``adl_monai.bundle.find_bundle``; its network
             arguments come with it, and a learning rate of 0.0005 unless ``overrides`` gives another.
+        hold: A model, without norms, whose channels stay as they are: those beside them of a wider network (give
+            ``network_def#filters``) learn, and add to its result. The run starts from it, or from an ``init`` that has
+            grown from it in a run that held it too.
         resume: Go on from the run folder's last checkpoint, with the options that the run was started with; those
             given here come on top.
         overwrite: Start anew in a folder that holds a run, deleting that run's files.
@@ -91,6 +96,7 @@ def train(
 
     Raises:
         ManifestError: If the manifest is not usable.
+        UsageError: If an option is not usable, or a value of ``overrides`` is none of the configs.
         OutputError: If the folder holds a run already, or cannot be written.
         TrainingDivergedError: If a loss is not finite.
     """
@@ -109,22 +115,24 @@ def train(
         raise UsageError(f"spatial_dims {spatial_dims} is not 2 or 3.")
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}.")
+    if hold is not None:
+        overrides = {"hold": _start_from(hold, spatial_dims)["init"], **overrides}
+        init = hold if init is None else init
     if init is not None:
         overrides = {**_start_from(init, spatial_dims), **overrides}
-    if overrides.get("hold_init") and overrides.get("init") is None:
-        raise UsageError("hold_init keeps what a model was before, but no model to start from is given; add --init.")
-    check_pairs(parsed)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
+    source = shipped_bundle(spatial_dims)
+    configs = ("train", *([preset] if preset != "default" else []), *(["multi_gpu_train"] if distributed else []))
+    _refuse_unknown_values(source, configs, overrides)
+    check_pairs(parsed)
     recorded = Options(spatial_dims, preset, overrides)
     if main_process:
         _prepare_folder(run_dir, resume, overwrite)
         if not (run_dir / "checkpoints").exists():  # killed from now on, --resume alone starts this very run
             _record_options(run_dir, recorded)
 
-    source = shipped_bundle(spatial_dims)
     values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **overrides}
-    configs = ("train", *([preset] if preset != "default" else []), *(["multi_gpu_train"] if distributed else []))
     checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
     workflow = open_workflow(source, configs, "train", {**values, **checked})
     handler = _log_to(run_dir) if main_process else None
@@ -170,6 +178,20 @@ def _start_from(init: str | Path, spatial_dims: int) -> dict[str, Any]:
         raise UsageError(f"model {init} is not {spatial_dims}D; choose the model's dimensions with --dims.")
     network = {**network_definition(root), "multi_scale": True}
     return {"init": str(root / "models" / "model.pt"), "learning_rate": FINE_TUNING_RATE, "network_def": network}
+
+
+def _refuse_unknown_values(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
+    """MONAI would add what no config mentions and nothing reads: a typing error would train something else."""
+    known = ConfigParser.load_config_files([str(root / "configs" / f"{name}.json") for name in configs])
+    for name in overrides:
+        section, *rest = name.split("#")
+        values = known
+        for part in (section, *rest[:1]) if section in ("train", "validate") else (section,):  # below, new arguments
+            if part not in values:
+                alike = get_close_matches(part, values, n=1)
+                advice = f"did you mean {alike[0]}?" if alike else f"known are {', '.join(sorted(values))}."
+                raise UsageError(f"{name} is no value of the bundle's train.json; {advice}")
+            values = values[part]
 
 
 def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:

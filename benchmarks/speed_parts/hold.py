@@ -22,7 +22,7 @@ BATCHES = {2: (8, 1, 96, 96), 3: (4, 1, 32, 32, 32)}
 
 
 def twins(spatial_dims: int, seed: int) -> dict[str, torch.nn.Module]:
-    """The default preset's network, grown: once as ``--init`` trains it, once with ``hold_init``."""
+    """The default preset's network, grown: once as ``--init`` trains it, once with ``--hold``."""
     text = (shipped_bundle(spatial_dims) / "configs" / "train.json").read_text(encoding="utf-8")
     arguments = {key: value for key, value in json.loads(text)["network_def"].items() if key != "_target_"}
     torch.manual_seed(seed)

@@ -76,8 +76,8 @@ def test_a_run_that_holds_saves_the_work(spatial_dims: int, tmp_path: Path) -> N
     noisy, work = torch.rand(1, 1, *(16,) * spatial_dims), []
     for hold in (False, True):
         network = EfficientUNet(spatial_dims, filters=[12, 13, 24, 28], **options)
-        optimizer = Muon(network.parameters()) if hold else None
-        StartHandler(tmp_path / "model.pt", [network], optimizer)(Engine(lambda *_: None))
+        held = (tmp_path / "model.pt", Muon(network.parameters())) if hold else ()
+        StartHandler(tmp_path / "model.pt", [network], *held)(Engine(lambda *_: None))
         with FlopCounterMode(display=False) as counter:
             sum(image.mean() for image in network(noisy)).backward()
         work.append(counter.get_total_flops())

@@ -142,6 +142,14 @@ def test_refusals_come_before_the_folder_is_touched(manifest: Path, tmp_path: Pa
         train(write_manifest(tmp_path / "e.json", test=[{"synthetic": {"shape": [8, 8, 8]}}]), tmp_path / "run")
     with pytest.raises(UsageError, match="spatial_dims 4"):
         train(manifest, tmp_path / "run", spatial_dims=4)
+    for name, answer in [
+        ("patches_per_epok", "did you mean patches_per_epoch"),
+        ("los#texture", "did you mean loss"),
+        ("train#dataloder#batch_size", "did you mean dataloader"),
+        ("qqq", "known are .*batch_size"),
+    ]:
+        with pytest.raises(UsageError, match=f"{name} is no value of the bundle's train.json; {answer}"):
+            train(manifest, tmp_path / "run", overrides={**TINY, name: 1})
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
