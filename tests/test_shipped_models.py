@@ -270,7 +270,7 @@ def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:
     grown = adl_monai.denoise(noisy, tmp_path / "grown", precision="fp32")
     np.testing.assert_allclose(grown, adl_monai.denoise(noisy, precision="fp32"), atol=1e-4)
     # Or what it was is held, in further runs too; what has not grown from it cannot hold it.
-    held = {**wider, "learning_rate": 0.01}
+    held = {key: value for key, value in wider.items() if key != "learning_rate"}  # that of a fresh network
     train(manifest, tmp_path / "held", hold="adl3d", overrides=held)
     further = {key: value for key, value in held.items() if key != "network_def#filters"}
     train(manifest, tmp_path / "further", hold="adl3d", init=tmp_path / "held", overrides=further)

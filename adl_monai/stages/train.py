@@ -115,11 +115,11 @@ def train(
         raise UsageError(f"spatial_dims {spatial_dims} is not 2 or 3.")
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}.")
-    if hold is not None:
-        overrides = {"hold": _start_from(hold, spatial_dims)["init"], **overrides}
-        init = hold if init is None else init
     if init is not None:
-        overrides = {**_start_from(init, spatial_dims), **overrides}
+        overrides = {**_start_from(init, spatial_dims), "learning_rate": FINE_TUNING_RATE, **overrides}
+    if hold is not None:
+        held = _start_from(hold, spatial_dims)
+        overrides = {"hold": held["init"], **(held if init is None else {}), **overrides}
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
     source = shipped_bundle(spatial_dims)
@@ -177,7 +177,7 @@ def _start_from(init: str | Path, spatial_dims: int) -> dict[str, Any]:
     if bundle != shipped_bundle(spatial_dims):
         raise UsageError(f"model {init} is not {spatial_dims}D; choose the model's dimensions with --dims.")
     network = {**network_definition(root), "multi_scale": True}
-    return {"init": str(root / "models" / "model.pt"), "learning_rate": FINE_TUNING_RATE, "network_def": network}
+    return {"init": str(root / "models" / "model.pt"), "network_def": network}
 
 
 def _refuse_unknown_values(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
