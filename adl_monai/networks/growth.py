@@ -9,8 +9,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from adl_monai.networks.partial_gradient import Learning
-
 
 @torch.no_grad()
 def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -91,7 +89,7 @@ def held_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, 
     return held
 
 
-def learning_channels(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, Learning]:
+def learning_channels(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, slice]:
     """What learns in the convolutions of a network that ``held_weights`` holds: new channels, and the image.
 
     Args:
@@ -99,22 +97,13 @@ def learning_channels(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[
         network: The wider network.
 
     Returns:
-        By the name of each convolution that the narrower network had, transposed ones apart.
+        By the name of each convolution that the narrower network had, transposed ones apart: channels of its output.
     """
-    wide = dict(network.state_dict())
     learning = {}
     for name, old in narrow.items():
         layer = name.removesuffix(".weight")
-        if layer == name or type(network.get_submodule(layer)) not in (nn.Conv2d, nn.Conv3d):
-            continue
-        outputs, width = wide[name].shape[:2]
-        inputs, start = [], 0
-        for had, has in joined_inputs(name, narrow, wide):
-            inputs.append(slice(start + had, start + has))
-            start += has
-        inputs.append(slice(start, width))  # of a content enhancer that the narrower network had not
-        first = 0 if name.endswith("project.weight") else old.shape[0]
-        learning[layer] = Learning(slice(first, outputs), inputs)
+        if layer != name and type(network.get_submodule(layer)) in (nn.Conv2d, nn.Conv3d):
+            learning[layer] = slice(0 if name.endswith("project.weight") else old.shape[0], None)
     return learning
 
 

@@ -1,14 +1,14 @@
-"""Convolutions that work out gradients for a part of their channels alone: what is held asks for none.
+"""Convolutions that work out gradients for a part of their output channels alone: what is held asks for none.
 
 A layer of a network that was grown and held has old channels, which neither learn nor lead to anything that learns.
-The gradients of their kernels would be thrown away, and so would those of the features they read.
+The gradients of their kernels would be thrown away, and so would what they send back to the features they read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,30 +23,21 @@ CONVOLUTIONS = {
 """By the axes of the features: the convolution, the gradient of its input, that of its weight."""
 
 
-class Learning(NamedTuple):
-    """The channels of a convolution that have something to learn."""
+def learn_only(network: nn.Module, learning: Mapping[str, slice]) -> None:
+    """From now on, the other output channels of convolutions of ``network`` send no gradient back.
 
-    outputs: slice
-    """Channels whose kernels learn."""
-    inputs: Sequence[slice]
-    """Channels that come from kernels which learn; one run for each of the joined inputs."""
-
-
-def learn_only(network: nn.Module, learning: Mapping[str, Learning]) -> None:
-    """From now on, convolutions of ``network`` give gradients only to the kernels and inputs that learn, 0 to others.
-
-    The features are made by the whole kernels as before.
+    Their kernels get gradient 0, and so does what they alone read. The features are made by all kernels as before.
 
     Args:
         network: Changed in place.
-        learning: By the name of each bias-free convolution that has held channels.
+        learning: By the name of each bias-free convolution that has held channels: those of its output that learn.
     """
     for name, channels in learning.items():
         layer: Any = network.get_submodule(name)
         layer._conv_forward = partial(_forward, layer, channels)
 
 
-def _forward(layer: ConvNd, learning: Learning, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _forward(layer: ConvNd, learning: slice, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     device = features.device.type
     if torch.is_autocast_enabled(device):  # which does not see into the function's backward
         dtype = torch.get_autocast_dtype(device)
@@ -58,28 +49,25 @@ def _forward(layer: ConvNd, learning: Learning, features: Tensor, weight: Tensor
 
 class _PartialGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, geometry: Any, learning: Learning) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, geometry: Any, learning: slice) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.geometry, ctx.learning = geometry, learning
         convolve, _, _ = CONVOLUTIONS[features.ndim]
         return convolve(features, weight, None, *geometry)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         features, weight = ctx.saved_tensors
-        outputs, inputs = ctx.learning
         _, input_gradient, weight_gradient = CONVOLUTIONS[features.ndim]
-        gradient, kernels = gradients[0][:, outputs], weight[outputs]
-        of_weight = torch.zeros_like(weight)
+        gradient, kernels = gradients[0][:, ctx.learning], weight[ctx.learning]
+        of_features, of_weight = None, torch.zeros_like(weight)
         if len(kernels):
-            of_weight[outputs] = weight_gradient(features, kernels.shape, gradient, *ctx.geometry)
-        of_features = None
+            of_weight[ctx.learning] = weight_gradient(features, kernels.shape, gradient, *ctx.geometry)
         if ctx.needs_input_grad[0]:
-            of_features = torch.zeros_like(features)
-            heard = torch.cat([kernels[:, run] for run in inputs], dim=1)
-            if heard.numel():
-                shape = (len(features), heard.shape[1], *features.shape[2:])
-                part = input_gradient(shape, heard, gradient, *ctx.geometry)
-                for run, values in zip(inputs, part.split([run.stop - run.start for run in inputs], 1), strict=True):
-                    of_features[:, run] = values
+            # To held channels too, of which the convolution before makes no use: cheaper than to pick the others.
+            of_features = (
+                input_gradient(features.shape, kernels, gradient, *ctx.geometry)
+                if len(kernels)
+                else torch.zeros_like(features)
+            )
         return of_features, of_weight, None, None
