@@ -272,6 +272,7 @@ def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:
     # Or what it was is held, in further runs too; what has not grown from it cannot hold it.
     held = {key: value for key, value in wider.items() if key != "learning_rate"}  # that of a fresh network
     train(manifest, tmp_path / "held", hold="adl3d", overrides=held)
+    assert "learning_rate" not in json.loads((tmp_path / "held" / "options.json").read_text())["overrides"]
     further = {key: value for key, value in held.items() if key != "network_def#filters"}
     train(manifest, tmp_path / "further", hold="adl3d", init=tmp_path / "held", overrides=further)
     before, once, twice = map(

@@ -53,22 +53,24 @@ class StartHandler:
         Raises:
             ModelError: If the weights are of a network that is built differently, or wider, or cannot be held.
         """
-        state = self._fitting(self.load_path, grown_weights)
+        state = self._fit(grown_weights, self.load_path, _read(self.load_path))
         for network in self.networks:
             network.load_state_dict(state)
         if self.hold_path is not None:
             self._hold(self.hold_path, state)
 
-    def _fitting(self, path: Path, made: Callable[[Mapping[str, Tensor], torch.nn.Module], dict[str, Any]]) -> Any:
+    def _fit(
+        self, made: Callable[..., dict[str, Tensor]], path: Path, former: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         try:
-            return made(torch.load(path, map_location="cpu", weights_only=True), self.networks[0])
+            return made(former, self.networks[0])
         except ValueError as error:
             raise ModelError(f"{path} does not fit the network to be trained: {error}") from error
 
     def _hold(self, path: Path, state: Mapping[str, Tensor]) -> None:
         assert self.optimizer is not None
-        held = self._fitting(path, held_weights)
-        expected = self._fitting(path, grown_weights)
+        former = _read(path)
+        expected, held = (self._fit(made, path, former) for made in (grown_weights, held_weights))
         for name, mask in held.items():
             # As near as half precision is, in which models in the box are kept.
             if not torch.allclose(state[name][mask], expected[name][mask].to(state[name]), rtol=1e-3, atol=1e-6):
@@ -77,7 +79,12 @@ class StartHandler:
                     "from one that has grown from it and held it."
                 )
         hold_weights(self.networks[0], state, held, self.optimizer)
-        learn_only(self.networks[0], self._fitting(path, learning_channels))  # saves half of the backward
+        learn_only(self.networks[0], learning_channels(former, self.networks[0]))  # saves work, changes nothing
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def hold_weights(

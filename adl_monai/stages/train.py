@@ -119,7 +119,7 @@ def train(
         overrides = {**_start_from(init, spatial_dims), "learning_rate": FINE_TUNING_RATE, **overrides}
     if hold is not None:
         held = _start_from(hold, spatial_dims)
-        overrides = {"hold": held["init"], **(held if init is None else {}), **overrides}
+        overrides = {"hold": held.pop("init"), **(held if init is None else {}), **overrides}
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
     source = shipped_bundle(spatial_dims)
