@@ -99,6 +99,13 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
 @click.option("--preset", type=click.Choice(["default", "paper", "release"]), help="[default: default]")
 @click.option("--init", metavar="NAME|DIR|FILE", help="Model to start from (fine-tuning) instead of random weights.")
 @click.option("--hold", metavar="NAME|DIR|FILE", help="Model to keep inside a wider network: only what is new learns.")
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    metavar="NAME|DIR|FILE",
+    help="Model whose results are learned beside the clean images; of several, the better one's.  Repeatable.",
+)
 @click.option("--epochs", type=click.IntRange(1), help="Length of the run.  [default: the bundle's]")
 @click.option("--batch-size", type=click.IntRange(1), help="Patches per step.  [default: the bundle's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the bundle's]")
@@ -117,6 +124,7 @@ def train(
     preset: str | None,
     init: str | None,
     hold: str | None,
+    teachers: tuple[str, ...],
     epochs: int | None,
     device: str,
     settings: tuple[tuple[str, Any], ...],
@@ -144,6 +152,7 @@ def train(
         preset=preset,
         init=init,
         hold=hold,
+        teachers=teachers,
         resume=resume,
         overwrite=overwrite,
         overrides={**dict(settings), **overrides},

@@ -296,6 +296,19 @@ def test_training_starts_from_a_model(manifest: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "wrong").exists()
 
 
+def test_training_learns_from_models(manifest: Path, tmp_path: Path) -> None:
+    train(manifest, tmp_path / "small", overrides=TINY)
+    models = ["adl3d", tmp_path / "small"]  # each with a network of its own
+    train(manifest, tmp_path / "taught", teachers=models, overrides={**TINY, "teacher_share": 1.0})
+    taught, alone = (load_weights(tmp_path / run / "bundle") for run in ("taught", "small"))
+    assert any((taught[name] != value).any() for name, value in alone.items())
+    with pytest.raises(UsageError, match="not 3D"):
+        train(manifest, tmp_path / "wrong", teachers=["adl2d"], overrides=TINY)
+    with pytest.raises(ModelError, match="neither a shipped model"):
+        train(manifest, tmp_path / "wrong", teachers=["none"], overrides=TINY)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_names_of_the_shipped_models() -> None:
     assert list(shipped_bundles()) == ["adl2d", "adl3d"]
     assert find_bundle(None) == find_bundle("adl3d") == shipped_bundle(3)

@@ -8,6 +8,7 @@ from adl_monai.engines.phases import Phase, PhaseSchedule
 from adl_monai.engines.preview import PreviewHandler
 from adl_monai.engines.progress import ProgressHandler, scalars
 from adl_monai.engines.start import StartHandler
+from adl_monai.engines.teacher import Teacher
 from adl_monai.engines.trainer import ADLTrainer
 from adl_monai.engines.validation import ValidationHandler
 
@@ -22,6 +23,7 @@ __all__ = [
     "PreviewHandler",
     "ProgressHandler",
     "StartHandler",
+    "Teacher",
     "ValidationHandler",
     "scalars",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from adl_monai.compute import autocast, channels_last, training_precision, unwrap
 from adl_monai.engines.ema import EMA
 from adl_monai.engines.phases import Phase, PhaseSchedule
+from adl_monai.engines.teacher import Teacher
 from adl_monai.errors import TrainingDivergedError
 
 
@@ -44,6 +45,7 @@ class ADLTrainer(SupervisedTrainer):
         d_optimizer: The discriminator's own optimizer.
         phases: Shares of the run; see ``PhaseSchedule``.
         ema: Average of the denoiser's weights, updated after each of its steps.
+        teacher: Trained models, on whose results the denoiser's labels lean; the discriminator sees clean images still.
         precision: ``auto``, ``fp32`` or ``bf16`` for the networks (see ``training_precision``); losses always run in
             float32.
         max_grad_norm: Gradients of each network are scaled down to this norm; None for no clipping.
@@ -68,6 +70,7 @@ class ADLTrainer(SupervisedTrainer):
         d_optimizer: torch.optim.Optimizer | None = None,
         phases: PhaseSchedule | None = None,
         ema: EMA | None = None,
+        teacher: Teacher | None = None,
         precision: str = "auto",
         max_grad_norm: float | None = 1.0,
         seed: int = 0,
@@ -83,6 +86,7 @@ class ADLTrainer(SupervisedTrainer):
         self.d_optimizer = d_optimizer
         self.phases = phases or PhaseSchedule()
         self.ema = ema
+        self.teacher = teacher
         self.precision = precision
         self.safe_precision = precision
         self.max_grad_norm = max_grad_norm
@@ -143,7 +147,11 @@ class ADLTrainer(SupervisedTrainer):
             self._step(self.discriminator, self.d_optimizer, d_loss)
             with frozen(self.discriminator) as judge, autocast(self.safe_precision, self.state.device):
                 fake_logits = judge(pyramid[0])
-        terms = self.loss_function.terms(pyramid, clean, fake_logits, noisy)  # type: ignore[attr-defined]
+        label = clean
+        if self.teacher is not None:
+            with autocast(self.safe_precision, self.state.device):
+                label = self.teacher.labels(noisy, clean, self.state.iteration)
+        terms = self.loss_function.terms(pyramid, label, fake_logits, noisy)  # type: ignore[attr-defined]
         loss = self.loss_function.total(terms)  # type: ignore[attr-defined]
         self._report(loss, terms, d_loss)
         self._step(self.network, self.optimizer, loss, announce=True)

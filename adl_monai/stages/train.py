@@ -66,6 +66,7 @@ def train(
     preset: str | None = None,
     init: str | Path | None = None,
     hold: str | Path | None = None,
+    teachers: Sequence[str | Path] = (),
     resume: bool = False,
     overwrite: bool = False,
     overrides: Mapping[str, Any] | None = None,
@@ -89,6 +90,8 @@ def train(
         hold: A model, without norms, whose channels stay as they are: those beside them of a wider network (give
             ``network_def#filters``) learn, and add to its result. The run starts from it, or from an ``init`` that has
             grown from it in a run that held it too.
+        teachers: Models whose results are learned beside the clean images (``adl_monai.engines.Teacher``); the
+            share of a label that is theirs is ``teacher_share`` in ``overrides``.
         resume: Go on from the run folder's last checkpoint, with the options that the run was started with; those
             given here come on top.
         overwrite: Start anew in a folder that holds a run, deleting that run's files.
@@ -120,6 +123,8 @@ def train(
     if hold is not None:
         held = _start_from(hold, spatial_dims)
         overrides = {"hold": held.pop("init"), **(held if init is None else {}), **overrides}
+    if teachers:
+        overrides = {"teachers": [_teacher(model, spatial_dims) for model in teachers], **overrides}
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
     source = shipped_bundle(spatial_dims)
@@ -171,13 +176,24 @@ def train(
 
 def _start_from(init: str | Path, spatial_dims: int) -> dict[str, Any]:
     """The config values that start a run from a model's weights."""
-    root = find_bundle(init)
+    network, weights = _model(init, spatial_dims)
+    return {"init": weights, "network_def": {**network, "multi_scale": True}}
+
+
+def _teacher(model: str | Path, spatial_dims: int) -> dict[str, Any]:
+    """One of the config's ``teachers``."""
+    network, weights = _model(model, spatial_dims)
+    return {"network": {**network, "multi_scale": False}, "weights": weights}
+
+
+def _model(model: str | Path, spatial_dims: int) -> tuple[dict[str, Any], str]:
+    """A model's network arguments and the path of its weights."""
+    root = find_bundle(model)
     load_weights(root)  # refused here, before anything is written
     bundle, _ = inference_overrides(root)
     if bundle != shipped_bundle(spatial_dims):
-        raise UsageError(f"model {init} is not {spatial_dims}D; choose the model's dimensions with --dims.")
-    network = {**network_definition(root), "multi_scale": True}
-    return {"init": str(root / "models" / "model.pt"), "network_def": network}
+        raise UsageError(f"model {model} is not {spatial_dims}D; choose the model's dimensions with --dims.")
+    return network_definition(root), str(root / "models" / "model.pt")
 
 
 def _refuse_unknown_values(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
