@@ -30,8 +30,9 @@ demo-train: $(VENV)/.runtime
 	$(BIN)/adl-monai train data_manifests/demo_real.json -o $(DEMO)/run --overwrite --epochs $(DEMO_EPOCHS) --set val_interval=4
 	$(BIN)/adl-monai evaluate data_manifests/demo_real.json --model $(DEMO)/run -o $(DEMO)/metrics_run.json --overwrite
 
+# Two processes of one thread each: most tests keep one core busy, and two threads for each would be in one another's way.
 test: $(VENV)/.development
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test-slow: $(VENV)/.development
 	$(BIN)/python -m pytest -m slow
