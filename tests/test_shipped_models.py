@@ -302,6 +302,8 @@ def test_training_learns_from_models(manifest: Path, tmp_path: Path) -> None:
     train(manifest, tmp_path / "taught", teachers=models, overrides={**TINY, "teacher_share": 1.0})
     taught, alone = (load_weights(tmp_path / run / "bundle") for run in ("taught", "small"))
     assert any((taught[name] != value).any() for name, value in alone.items())
+    with pytest.raises(UsageError, match="share of a label is 2"):
+        train(manifest, tmp_path / "more", teachers=models, overrides={**TINY, "teacher_share": 2})
     with pytest.raises(UsageError, match="not 3D"):
         train(manifest, tmp_path / "wrong", teachers=["adl2d"], overrides=TINY)
     with pytest.raises(ModelError, match="neither a shipped model"):

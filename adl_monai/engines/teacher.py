@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adl_monai.compute import channels_last
-from adl_monai.errors import ModelError
+from adl_monai.errors import ModelError, UsageError
 
 
 class Teacher:
@@ -34,7 +34,8 @@ class Teacher:
 
     Raises:
         ModelError: If weights do not fit their network.
-        ValueError: If there is no teacher, or ``share`` is not in its range.
+        UsageError: If ``share`` is not in its range.
+        ValueError: If there is no teacher.
 
     Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, arXiv 1503.02531.
     """
@@ -49,7 +50,7 @@ class Teacher:
         if not models:
             raise ValueError("no model to learn from; give one at least.")
         if not 0 < share <= 1:
-            raise ValueError(f"share {share} is not above 0 and at most 1.")
+            raise UsageError(f"the teachers' share of a label is {share}; expected more than 0 and at most 1.")
         self.share = share
         self.layout = channels_last(spatial_dims)
         self.networks = [_load(model["network"], model["weights"]) for model in models]

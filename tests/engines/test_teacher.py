@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adl_monai.engines import PhaseSchedule, Teacher
-from adl_monai.errors import ModelError
+from adl_monai.errors import ModelError, UsageError
 from adl_monai.networks import EfficientUNet
 from tests.engines.test_trainer import ONLY_ADVERSARIAL, ONLY_DENOISER, build, state_of
 
@@ -71,7 +71,7 @@ def test_a_teacher_must_fit_its_network_and_have_a_say(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give one at least"):
         Teacher([])
     for share in (0.0, 1.5):
-        with pytest.raises(ValueError, match="share"):
+        with pytest.raises(UsageError, match="share of a label"):
             teacher(tmp_path, 1.0, share=share)
 
 
