@@ -302,6 +302,12 @@ def test_training_learns_from_models(manifest: Path, tmp_path: Path) -> None:
     train(manifest, tmp_path / "taught", teachers=models, overrides={**TINY, "teacher_share": 1.0})
     taught, alone = (load_weights(tmp_path / run / "bundle") for run in ("taught", "small"))
     assert any((taught[name] != value).any() for name, value in alone.items())
+    # A run that goes on may have another teacher.
+    train(manifest, tmp_path / "taught", teachers=["adl3d"], resume=True)
+    options = json.loads((tmp_path / "taught" / "options.json").read_text())
+    assert [model["weights"] for model in options["overrides"]["teachers"]] == [
+        str(shipped_bundle(3) / "models" / "model.pt")
+    ]
     with pytest.raises(UsageError, match="share of a label is 2"):
         train(manifest, tmp_path / "more", teachers=models, overrides={**TINY, "teacher_share": 2})
     with pytest.raises(UsageError, match="not 3D"):

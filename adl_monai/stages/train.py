@@ -124,7 +124,7 @@ def train(
         held = _start_from(hold, spatial_dims)
         overrides = {"hold": held.pop("init"), **(held if init is None else {}), **overrides}
     if teachers:
-        overrides = {"teachers": [_teacher(model, spatial_dims) for model in teachers], **overrides}
+        overrides = {**overrides, "teachers": [_teacher(model, spatial_dims) for model in teachers]}
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
     source = shipped_bundle(spatial_dims)
