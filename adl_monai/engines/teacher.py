@@ -16,9 +16,9 @@ from adl_monai.errors import ModelError, UsageError
 class Teacher:
     r"""Trained denoisers whose results are learned, beside the clean image.
 
-    What noise has destroyed, no network gives back: with the clean image as its label, most of a good network's loss,
-    and of its gradient, is that. A teacher's result has not got it either. So a network learns from the teacher faster
-    what can be learned, but not to be better than it; what is left of the clean image is for that.
+    What noise has destroyed, no network gives back, and a teacher's result has not got it either: that part of the
+    loss, which only disturbs learning, shrinks with the teacher's share of the label. From the teacher alone a network
+    would not learn to be better than it; what is left of the clean image is for that.
 
     .. math:: label = share \cdot teacher(noisy) + (1 - share) \cdot clean
 
