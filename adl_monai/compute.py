@@ -5,6 +5,9 @@ Both training engines and inferers use these; they import nothing else of the pa
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -14,6 +17,8 @@ import torch
 from adl_monai.errors import UsageError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MOST_LOADING_PROCESSES = 8
+LEAST_SHARED_MEMORY = 2**30  # bytes; Docker gives a container 2**26
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -38,6 +43,29 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device 'mps' is not available on this machine; use cpu.")
     return device
+
+
+def loading_processes(device: torch.device) -> int:
+    """How many processes should draw training patches: none beside a CPU, whose cores all train; some beside a GPU.
+
+    A GPU learns hundreds of patches a second, one core draws a few hundred. Processes hand over patches in shared
+    memory, of which a container may have next to none; then a thread draws them, as on a CPU.
+
+    Args:
+        device: Where the network is trained.
+
+    Returns:
+        At most 8 for a process that trains; 0 for a thread.
+    """
+    if device.type != "cuda" or sys.platform != "linux":
+        return 0
+    try:
+        shared_memory = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return 0
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) // sharing
+    return 0 if shared_memory < LEAST_SHARED_MEMORY * sharing else max(0, min(MOST_LOADING_PROCESSES, cores - 1))
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

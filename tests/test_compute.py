@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from adl_monai.compute import autocast, autocast_dtype, pick_device, training_precision
+from adl_monai.compute import autocast, autocast_dtype, loading_processes, pick_device, training_precision
 from adl_monai.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -16,6 +21,24 @@ NATIVE_BF16 = autocast_dtype("auto", CPU) is not None
 def test_a_device_that_is_not_here_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=name):
         pick_device(name)
+
+
+def test_processes_draw_patches_beside_a_gpu_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    assert loading_processes(CPU) == 0
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**33))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert loading_processes(CPU) == 0
+    assert loading_processes(gpu) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # four GPUs share the cores
+    assert loading_processes(gpu) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    assert loading_processes(gpu) == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**26))  # a container of Docker's
+    assert loading_processes(gpu) == 0
 
 
 def test_precision_names() -> None:

@@ -50,6 +50,8 @@ class ADLTrainer(SupervisedTrainer):
             float32.
         max_grad_norm: Gradients of each network are scaled down to this norm; None for no clipping.
         seed: See above.
+        deterministic: False lets cuDNN try out which of its kernels is fastest, so that a run on a GPU repeats to the
+            rounding only. Without effect on a CPU.
         **kwargs: As in ``SupervisedTrainer``.
 
     Raises:
@@ -74,6 +76,7 @@ class ADLTrainer(SupervisedTrainer):
         precision: str = "auto",
         max_grad_norm: float | None = 1.0,
         seed: int = 0,
+        deterministic: bool = True,
         decollate: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -91,6 +94,7 @@ class ADLTrainer(SupervisedTrainer):
         self.safe_precision = precision
         self.max_grad_norm = max_grad_norm
         self.seed = seed
+        self.deterministic = deterministic
         super().__init__(
             device,
             max_epochs,
@@ -114,6 +118,8 @@ class ADLTrainer(SupervisedTrainer):
     def start_epoch(self) -> None:
         """Derive this epoch's randomness from the seed and the epoch alone."""
         set_determinism(seed=(self.seed * 1_000_003 + self.state.epoch) % 2**32)
+        torch.backends.cudnn.deterministic = self.deterministic
+        torch.backends.cudnn.benchmark = not self.deterministic
         dataset = getattr(self.data_loader, "dataset", None)
         if dataset is not None and hasattr(dataset, "set_epoch"):
             dataset.set_epoch(self.state.epoch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
@@ -55,20 +57,25 @@ def detail_planes(image: Tensor, planes: int = 3) -> list[Tensor]:
 def smooth_axis(image: Tensor, axis: int, hole: int) -> Tensor:
     """Smooth along one axis with the B3 spline whose taps are ``hole`` voxels apart.
 
-    Five shifted views and adds: measured faster on a CPU, forward and backward, than a depthwise convolution, and an
-    autocast region cannot move them to a lower precision.
+    One product with a band matrix, borders included: for patches faster than shifted views and adds, or a depthwise
+    convolution, on a CPU, and two operations instead of dozens on a GPU.
     """
-    size = image.shape[axis]
-    position = torch.arange(-2 * hole, size + 2 * hole, device=image.device)
-    if size > 1:  # fold the line at both ends, as often as the filter reaches beyond them
-        position = position.remainder(2 * (size - 1))
-        position = torch.minimum(position, 2 * (size - 1) - position)
-    else:
-        position = torch.zeros_like(position)
-    padded = image.index_select(axis, position)
-    left2, left1, centre, right1, right2 = (padded.narrow(axis, tap * hole, size) for tap in range(5))
-    outer, inner, middle, _, _ = B3_SPLINE
-    return middle * centre + inner * (left1 + right1) + outer * (left2 + right2)
+    with torch.autocast(image.device.type, enabled=False):  # which would make it a product in lower precision
+        matrix = smoothing_matrix(image.shape[axis], hole, image.device)
+        return (matrix @ image.reshape(*image.shape[: axis + 1], -1)).reshape(image.shape)
+
+
+@lru_cache(maxsize=64)
+def smoothing_matrix(size: int, hole: int, device: torch.device) -> Tensor:
+    """The (size, size) matrix that smooths a line; the line is folded at both ends as often as the filter reaches."""
+    with torch.inference_mode(False):
+        line = torch.arange(size)
+        matrix = torch.zeros(size, size)
+        for tap, weight in enumerate(B3_SPLINE):
+            position = (line + (tap - 2) * hole).remainder(max(2 * (size - 1), 1))
+            position = torch.minimum(position, 2 * (size - 1) - position)
+            matrix.index_put_((line, position), torch.tensor(weight), accumulate=True)
+        return matrix.to(device)
 
 
 class PyramidalTexturalLoss(nn.Module):

@@ -14,7 +14,7 @@ from adl_monai.engines.muon import QUINTIC, orthogonalised
 @pytest.mark.parametrize("shape", [(16, 432), (64, 16), (8, 8)])
 def test_singular_values_are_about_one_and_vectors_stay(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    update = orthogonalised(matrix)
+    update = orthogonalised([matrix], [1.0])[0]
     values = torch.linalg.svdvals(update)
     assert values.max() < 1.35
     if shape != (8, 8):  # a square random matrix has singular values near 0, which five steps do not lift to 1
@@ -32,7 +32,22 @@ def test_it_is_the_quintic_of_the_singular_values(shape: tuple[int, int], spread
     values = (singular / singular.norm()).double()
     for _ in range(5):
         values = QUINTIC[0] * values + QUINTIC[1] * values**3 + QUINTIC[2] * values**5
-    torch.testing.assert_close(orthogonalised(u * singular @ vt), u * values.float() @ vt, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        orthogonalised([u * singular @ vt], [1.0])[0], u * values.float() @ vt, atol=1e-3, rtol=0
+    )
+
+
+def test_each_matrix_is_orthogonalised_by_itself() -> None:
+    generator = torch.Generator().manual_seed(5)
+    matrices = [
+        10.0**power * torch.randn(shape, generator=generator)
+        for power, shape in enumerate([(16, 32), (40, 16), (16, 16), (8, 72), (16, 432)], start=-2)
+    ]
+    sizes = [1.0, -2.0, 0.5, 3.0, -0.1]
+    together = orthogonalised(matrices, sizes)
+    for matrix, size, update in zip(matrices, sizes, together, strict=True):
+        assert update.shape == matrix.shape
+        torch.testing.assert_close(update, size * orthogonalised([matrix], [1.0])[0], atol=1e-5, rtol=1e-4)
 
 
 def test_zero_gradients_move_nothing() -> None:

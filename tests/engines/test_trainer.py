@@ -176,6 +176,16 @@ def test_training_lowers_the_loss() -> None:
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_are_chosen_by_trial_only_when_asked_for(deterministic: bool) -> None:
+    trainer = build(ONLY_DENOISER)
+    trainer.deterministic = deterministic
+    with torch.backends.cudnn.flags():  # puts back what the run sets
+        trainer.run()
+        assert torch.backends.cudnn.benchmark is not deterministic
+        assert torch.backends.cudnn.deterministic is deterministic
+
+
 def test_a_shared_optimizer_is_refused() -> None:
     network = EfficientUNet(2, filters=(4, 4, 4, 4))
     optimizer = torch.optim.Adam(network.parameters())

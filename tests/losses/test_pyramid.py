@@ -107,6 +107,16 @@ def test_autocast_changes_nothing() -> None:
     assert PyramidalTexturalLoss()(denoised.bfloat16(), clean).dtype == torch.float32
 
 
+def test_what_is_kept_between_calls_can_be_trained_with() -> None:
+    clean = image(1, 1, 22, 26)
+    with torch.inference_mode():
+        PyramidalTexturalLoss()(image(1, 1, 22, 26, seed=1), clean)
+    denoised = image(1, 1, 22, 26, seed=1).requires_grad_()
+    PyramidalTexturalLoss()(denoised, clean).backward()
+    assert denoised.grad is not None
+    assert denoised.grad.abs().max() > 0
+
+
 def test_area_pyramid_averages_areas() -> None:
     full = torch.arange(32.0).reshape(1, 1, 4, 8)
     scales = area_pyramid(full.half())

@@ -125,6 +125,19 @@ def test_cache_and_checkpointing_change_no_weight(tmp_path: Path) -> None:
     )
 
 
+def test_processes_that_draw_patches_change_no_weight(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.json", training=[{"synthetic": {"shape": [18, 20, 20], "count": 3}}])
+
+    def weights(name: str, **values: object) -> dict[str, torch.Tensor]:
+        # Without the Fourier transforms of other kinds, whose rounding depends on the number of threads.
+        white = {"noise_kinds": {"gaussian": 0.5, "rician": 0.5}}
+        result = train(manifest, tmp_path / name, overrides={**TINY, **white, **values})
+        return torch.load(result.bundle / "models" / "model.pt", weights_only=True)
+
+    alone, helped = weights("alone"), weights("helped", num_workers=2, deterministic=False)
+    assert all(torch.equal(alone[name], helped[name]) for name in alone)
+
+
 def test_a_manifest_is_never_evaluated(tmp_path: Path) -> None:
     proof = tmp_path / "ran"
     for code in (f"$__import__('pathlib').Path({str(proof)!r}).touch()", "@seed", "%train.json"):
