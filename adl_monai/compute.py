@@ -45,7 +45,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def loading_processes(device: torch.device) -> int:
+def loading_processes(device: torch.device | str) -> int:
     """How many processes should draw training patches: none beside a CPU, whose cores all train; some beside a GPU.
 
     A GPU learns hundreds of patches a second, one core draws a few hundred. Processes hand over patches in shared
@@ -57,7 +57,7 @@ def loading_processes(device: torch.device) -> int:
     Returns:
         At most 8 for a process that trains; 0 for a thread.
     """
-    if device.type != "cuda" or sys.platform != "linux":
+    if pick_device(device).type != "cuda" or sys.platform != "linux":
         return 0
     try:
         shared_memory = shutil.disk_usage("/dev/shm").free

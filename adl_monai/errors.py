@@ -5,6 +5,7 @@ The command line prints the message alone and exits with ``exit_code``; library 
 """
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -99,6 +100,15 @@ def user_error(error: BaseException) -> AdlError | None:
         if isinstance(seen, AdlError):
             return seen
         seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def refused_component(error: BaseException) -> tuple[str, str] | None:
+    """Which component of a MONAI config refused its values, and what it said; None if that is not what happened."""
+    for cause in _causes(error):
+        found = re.match(r"Failed to instantiate component '(?:\w+\.)*(\w+)'", str(cause))
+        if found and isinstance(cause.__cause__, ValueError | TypeError):
+            return found[1], str(cause.__cause__)
     return None
 
 

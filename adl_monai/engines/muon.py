@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         eps: Of Adam.
 
     Raises:
-        ValueError: If a step is not positive or there is nothing to train.
+        ValueError: If a step is not positive, a share is outside [0, 1), or there is nothing to train.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
@@ -50,6 +50,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         if lr <= 0 or narrow_lr <= 0:
             raise ValueError(f"learning rates {lr} and {narrow_lr} given; expected positive numbers.")
+        if not all(0 <= share < 1 for share in (momentum, *betas)):
+            raise ValueError(f"momentum {momentum} and betas {tuple(betas)} given; expected 0 <= each < 1.")
         given = [parameter for parameter in params if parameter.requires_grad]
         wide = [p for p in given if p.ndim > 1 and min(p.shape[0], p[0].numel()) >= NARROWEST]
         narrow = [p for p in given if not any(p is one for one in wide)]

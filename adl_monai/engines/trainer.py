@@ -55,7 +55,8 @@ class ADLTrainer(SupervisedTrainer):
         **kwargs: As in ``SupervisedTrainer``.
 
     Raises:
-        ValueError: If a discriminator comes without its optimizer, or shares the denoiser's.
+        ValueError: If a discriminator comes without its optimizer, or shares the denoiser's, there is no epoch, or the
+            precision is float16.
         TrainingDivergedError: From ``run()``, when a loss is not finite.
     """
 
@@ -82,6 +83,8 @@ class ADLTrainer(SupervisedTrainer):
     ) -> None:
         if discriminator is not None and (d_optimizer is None or d_optimizer is optimizer):
             raise ValueError("a discriminator needs an optimizer of its own: give d_optimizer.")
+        if max_epochs < 1:
+            raise ValueError(f"max_epochs is {max_epochs}; expected at least 1.")
         if precision == "fp16":
             raise ValueError("precision fp16 is not supported in training; use auto, bf16 or fp32.")
         # Set before the base class, which attaches the handlers.

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
-from adl_monai.bundle import (
-    find_bundle,
-    inference_overrides,
-    load_weights,
-    network_definition,
-    open_workflow,
-    shipped_bundle,
-    write_bundle,
+from adl_monai.bundle import open_workflow, shipped_bundle, write_bundle
+from adl_monai.bundle_values import PLAIN_KEYS
+from adl_monai.errors import (
+    OutOfMemoryError,
+    OutputError,
+    UsageError,
+    is_out_of_memory,
+    refused_component,
+    surfacing_user_errors,
+    user_error,
 )
-from adl_monai.bundle_values import PLAIN_KEYS, refuse_recorded_code
-from adl_monai.errors import OutOfMemoryError, OutputError, UsageError, is_out_of_memory, surfacing_user_errors
-from adl_monai.files import replacing
 from adl_monai.manifest import check_pairs, load_manifest
+from adl_monai.stages.run_options import Options, record_options, run_options
 
 logger = logging.getLogger(__name__)
 
-PRESETS = ("default", "paper", "release")
-FINE_TUNING_RATE = 0.0005  # a fresh network's rate would undo what the model has learned
+MODELS = ("init", "hold", "teachers", "network_def")  # what a model given by its name brings
 
 
 @dataclass(frozen=True)
@@ -47,15 +45,6 @@ class TrainingResult:
     metrics: dict[str, float]
     main_process: bool
     """False on all but the first of several processes."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run was started with, kept in its ``options.json`` so that resuming needs none of it again."""
-
-    spatial_dims: int = 3
-    preset: str = "default"
-    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -105,49 +94,41 @@ def train(
     """
     manifest = Path(manifest).resolve()
     run_dir = Path(run_dir).resolve()
-    options = _recorded_options(run_dir) if resume else Options()
-    spatial_dims = spatial_dims or options.spatial_dims
-    preset = preset or options.preset
-    given = dict(overrides or {})
-    refuse_recorded_code(options.overrides, given, run_dir / "options.json")
-    overrides = {**options.overrides, **given}
     parsed = load_manifest(manifest)
     if not parsed.training:
         raise UsageError(f"{manifest} has no case under 'training'; add some, or write one with adl-monai prepare.")
-    if spatial_dims not in (2, 3):
-        raise UsageError(f"spatial_dims {spatial_dims} is not 2 or 3.")
-    if preset not in PRESETS:
-        raise UsageError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}.")
-    if init is not None:
-        overrides = {**_start_from(init, spatial_dims), "learning_rate": FINE_TUNING_RATE, **overrides}
-    if hold is not None:
-        held = _start_from(hold, spatial_dims)
-        overrides = {"hold": held.pop("init"), **(held if init is None else {}), **overrides}
-    if teachers:
-        overrides = {**overrides, "teachers": [_teacher(model, spatial_dims) for model in teachers]}
+    options = run_options(
+        run_dir,
+        spatial_dims=spatial_dims,
+        preset=preset,
+        init=init,
+        hold=hold,
+        teachers=teachers,
+        resume=resume,
+        overrides=dict(overrides or {}),
+    )
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
-    source = shipped_bundle(spatial_dims)
-    configs = ("train", *([preset] if preset != "default" else []), *(["multi_gpu_train"] if distributed else []))
-    _refuse_unknown_values(source, configs, overrides)
+    source = shipped_bundle(options.spatial_dims)
+    preset_configs = [options.preset] if options.preset != "default" else []
+    configs = ("train", *preset_configs, *(["multi_gpu_train"] if distributed else []))
+    _refuse_unknown_values(source, configs, options.overrides)
     check_pairs(parsed)
-    recorded = Options(spatial_dims, preset, overrides)
     if main_process:
         _prepare_folder(run_dir, resume, overwrite)
         if not (run_dir / "checkpoints").exists():  # killed from now on, --resume alone starts this very run
-            _record_options(run_dir, recorded)
+            record_options(run_dir, options)
 
-    values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **overrides}
+    values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **options.overrides}
     checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
     workflow = open_workflow(source, configs, "train", {**values, **checked})
     handler = _log_to(run_dir) if main_process else None
     try:
         with surfacing_user_errors():
-            workflow.initialize()
-            trainer, evaluator = workflow.trainer, workflow.evaluator
+            trainer, evaluator = _build(workflow, options.overrides)
             if main_process:
                 # After the checkpoint handler accepted what is resumed: refused options leave no trace in the folder.
-                describe = partial(_describe_run, run_dir, source, workflow.parser, recorded)
+                describe = partial(_describe_run, run_dir, source, workflow.parser, options)
                 trainer.add_event_handler(Events.STARTED, describe)
             workflow.run()
             workflow.finalize()
@@ -174,26 +155,24 @@ def train(
     )
 
 
-def _start_from(init: str | Path, spatial_dims: int) -> dict[str, Any]:
-    """The config values that start a run from a model's weights."""
-    network, weights = _model(init, spatial_dims)
-    return {"init": weights, "network_def": {**network, "multi_scale": True}}
+def _build(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Make the trainer and the evaluator.
 
-
-def _teacher(model: str | Path, spatial_dims: int) -> dict[str, Any]:
-    """One of the config's ``teachers``."""
-    network, weights = _model(model, spatial_dims)
-    return {"network": {**network, "multi_scale": False}, "weights": weights}
-
-
-def _model(model: str | Path, spatial_dims: int) -> tuple[dict[str, Any], str]:
-    """A model's network arguments and the path of its weights."""
-    root = find_bundle(model)
-    load_weights(root)  # refused here, before anything is written
-    bundle, _ = inference_overrides(root)
-    if bundle != shipped_bundle(spatial_dims):
-        raise UsageError(f"model {model} is not {spatial_dims}D; choose the model's dimensions with --dims.")
-    return network_definition(root), str(root / "models" / "model.pt")
+    Raises:
+        UsageError: If a component refuses its values: the configs alone are sound, so it is an option's fault.
+    """
+    try:
+        workflow.initialize()
+        return workflow.trainer, workflow.evaluator
+    except RuntimeError as error:
+        refused = refused_component(error)
+        if refused is None or user_error(error) is not None or not overrides:
+            raise
+        component, reason = refused
+        given = ", ".join(f"{name}={value}" for name, value in overrides.items() if name not in MODELS)
+        raise UsageError(
+            f"{component} refused its values: {reason.rstrip('.')}. Given were {given}; change them."
+        ) from error
 
 
 def _refuse_unknown_values(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
@@ -232,27 +211,9 @@ def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:
 
 def _describe_run(run_dir: Path, source: Path, parser: ConfigParser, options: Options) -> None:
     """Write what the run was started with, and its bundle as yet without weights."""
-    _record_options(run_dir, options)
+    record_options(run_dir, options)
     plain = {key: parser[key] for key in PLAIN_KEYS if key in parser}
     write_bundle(source, run_dir / "bundle", parser["network_def"], plain)
-
-
-def _record_options(run_dir: Path, options: Options) -> None:
-    with replacing(run_dir / "options.json") as temporary:
-        temporary.write_text(json.dumps(asdict(options), indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def _recorded_options(run_dir: Path) -> Options:
-    path = run_dir / "options.json"
-    if not path.exists():
-        return Options()
-    try:
-        options = Options(**json.loads(path.read_text(encoding="utf-8")))
-        if not isinstance(options.overrides, dict):
-            raise TypeError("overrides is no object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); start a new run in another folder.") from error
-    return options
 
 
 def _log_to(run_dir: Path) -> logging.Handler:

@@ -178,6 +178,46 @@ def test_resuming_needs_none_of_the_options_again(manifest: Path, tmp_path: Path
     assert config["network_def"]["spatial_dims"] == 2
 
 
+def test_a_run_goes_on_from_what_it_started_with(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):
+        train(manifest, tmp_path / name, overrides={**TINY, "max_epochs": 1})
+    grown = {**TINY, "network_def#filters": [6, 6, 6, 6]}
+    first = {"init": tmp_path / "one", "hold": tmp_path / "one"}
+    train(manifest, tmp_path / "run", **first, overrides={**grown, "max_epochs": 1})
+    for given in ({"init": tmp_path / "other"}, {"hold": tmp_path / "other"}):
+        name = next(iter(given))
+        with pytest.raises(UsageError, match=f"started with --{name} .*one.*goes on with that, not with .*other"):
+            train(manifest, tmp_path / "run", resume=True, **given)
+    with pytest.raises(UsageError, match="started with no --hold"):
+        train(manifest, tmp_path / "one", resume=True, hold=tmp_path / "other")
+    monkeypatch.chdir(tmp_path)  # the same models by another path
+    again = {name: model.name for name, model in first.items()}
+    assert train(manifest, tmp_path / "run", resume=True, **again, overrides={"max_epochs": 2}).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "answer"),
+    [
+        ("loss#texture", -1, "ADLLoss refused its values: weight texture is -1"),
+        ("ema#decay", 2, "EMA refused its values: EMA decay 2"),
+        ("batch_size", 0, "ThreadDataLoader refused its values: batch_size should be a positive integer"),
+        ("optimizer#betas", [0.9, 1.0], "Muon refused its values: momentum .* expected 0 <= each < 1"),
+        ("train#dataloader#nonsense", 3, "unexpected keyword argument 'nonsense'"),
+        ("max_epochs", 0, "max_epochs is 0; expected at least 1"),
+        ("device", "nonsense", "device 'nonsense' is not a device name"),
+    ],
+)
+def test_values_that_a_component_refuses_are_an_options_error(
+    manifest: Path, tmp_path: Path, name: str, value: object, answer: str
+) -> None:
+    given = "" if name == "device" else f".* Given were .*{name}="
+    with pytest.raises(UsageError, match=answer + given):
+        train(manifest, tmp_path / "run", overrides={**TINY, name: value})
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_overwrite_starts_anew(manifest: Path, tmp_path: Path) -> None:
     for _ in range(2):
         result = train(manifest, tmp_path / "run", overwrite=True, overrides={**TINY, "max_epochs": 1})
