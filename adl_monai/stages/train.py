@@ -166,10 +166,10 @@ def _build(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> tuple[Any,
         return workflow.trainer, workflow.evaluator
     except RuntimeError as error:
         refused = refused_component(error)
-        if refused is None or user_error(error) is not None or not overrides:
+        given = ", ".join(f"{name}={value}" for name, value in overrides.items() if name not in MODELS)
+        if refused is None or user_error(error) is not None or not given:
             raise
         component, reason = refused
-        given = ", ".join(f"{name}={value}" for name, value in overrides.items() if name not in MODELS)
         raise UsageError(
             f"{component} refused its values: {reason.rstrip('.')}. Given were {given}; change them."
         ) from error

@@ -125,7 +125,7 @@ def test_cache_and_checkpointing_change_no_weight(tmp_path: Path) -> None:
     )
 
 
-def test_processes_that_draw_patches_change_no_weight(tmp_path: Path) -> None:
+def test_processes_that_draw_patches_change_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_manifest(tmp_path / "m.json", training=[{"synthetic": {"shape": [18, 20, 20], "count": 3}}])
 
     def weights(name: str, **values: object) -> dict[str, torch.Tensor]:
@@ -134,7 +134,21 @@ def test_processes_that_draw_patches_change_no_weight(tmp_path: Path) -> None:
         result = train(manifest, tmp_path / name, overrides={**TINY, **white, **values})
         return torch.load(result.bundle / "models" / "model.pt", weights_only=True)
 
-    alone, helped = weights("alone"), weights("helped", num_workers=2, deterministic=False)
+    processes: list[int] = []
+    make = torch.utils.data.DataLoader.__init__
+
+    def recorded(loader: object, *arguments: object, **named: object) -> None:
+        processes.append(named["num_workers"])
+        make(loader, *arguments, **named)
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", recorded)
+    with torch.backends.cudnn.flags():  # puts back what the runs set
+        alone = weights("alone")
+        assert set(processes) == {0}
+        assert not torch.backends.cudnn.benchmark
+        helped = weights("helped", num_workers=2, deterministic=False)
+        assert 2 in processes
+        assert torch.backends.cudnn.benchmark
     assert all(torch.equal(alone[name], helped[name]) for name in alone)
 
 
