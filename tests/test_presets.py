@@ -24,7 +24,7 @@ def test_the_paper_preset_is_the_paper(spatial_dims: int, parameters: int, manif
     assert type(denoiser) is EfficientUNet
     assert type(discriminator) is EfficientUNetDiscriminator
     assert sum(parameter.numel() for parameter in denoiser.parameters()) == parameters
-    assert loss.weights == {"l1": 1.0, "texture": 1.0, "histogram": 1.0, "adversarial": 1.0}
+    assert loss.weights == {"l1": 1.0, "l2": 0.0, "texture": 1.0, "histogram": 1.0, "adversarial": 1.0}
     noisy = torch.rand(1, 1, *[16] * spatial_dims)
     with torch.no_grad():
         scales = denoiser.eval()(noisy)
@@ -40,7 +40,7 @@ def test_the_release_preset_asks_most_of_the_full_scale(spatial_dims: int, manif
     workflow = open_workflow(shipped_bundle(spatial_dims), ("train", "release"), "train", options)
     workflow.initialize()
     loss = workflow.parser.get_parsed_content("loss")
-    assert loss.weights == {"l1": 1.0, "texture": 0.1, "histogram": 0.0, "adversarial": 0.0}
+    assert loss.weights == {"l1": 1.0, "l2": 0.0, "texture": 0.1, "histogram": 0.0, "adversarial": 0.0}
     assert loss.scale_weights == (1.0, 0.1, 0.1)
 
 

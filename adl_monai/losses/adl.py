@@ -1,4 +1,4 @@
-"""The denoiser's whole loss: four terms, summed over the scales."""
+"""The denoiser's whole loss: fidelity, texture, histogram and adversarial terms, summed over the scales."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ USUAL_NOISE = 20 / 255 * math.sqrt(2 / math.pi)  # mean absolute value of Gaussi
 class ADLLoss(nn.Module):
     r"""Adversarial distortion learning: fidelity, texture, histogram and adversarial terms.
 
-    .. math:: L = \lambda_1 L_1 + \lambda_p L_{pyr} + \lambda_H L_{hist} + \lambda_{adv} L_G
+    .. math:: L = \lambda_1 L_1 + \lambda_2 L_2 + \lambda_p L_{pyr} + \lambda_H L_{hist} + \lambda_{adv} L_G
 
-    The first three are summed over the scales s with weights w_s, against area-averaged targets; L_G is the mean over
+    All but L_G are summed over the scales s with weights w_s, against area-averaged targets; L_G is the mean over
     the discriminator's masks. Minimising it trains the denoiser: right values (L1, robust to outliers), right texture,
     right contrast, and images the discriminator takes for clean ones. A term whose λ is 0 is not computed.
     ``discriminator_loss`` is what the discriminator minimises, with gradients of its own.
 
     Args:
-        l1: λ_1.
+        l1: λ_1, of the mean absolute error.
         texture: λ_p.
         histogram: λ_H. Small: per unit of λ, this term's gradient is about 15 to 50 times that of L1 (256 bins).
         adversarial: λ_adv.
@@ -38,6 +38,7 @@ class ADLLoss(nn.Module):
         noise_floor: If given, fidelity and texture of each image of the batch are divided by how noisy it came, by
             mean \|noisy - clean\| + ``noise_floor``, and multiplied by the same at σ = 20/255. Otherwise the strongest
             noise makes nearly all of the loss, and the weak noise of good scans is learned last.
+        l2: λ_2, of each image's root mean square error, which is what PSNR measures. Not in the paper.
 
     Shape:
         denoised: One image (B, C, H, W[, D]), the full scale alone, or a list of images at full, 1/2, 1/4 size.
@@ -70,12 +71,13 @@ class ADLLoss(nn.Module):
         bins: int = 256,
         scale_weights: Sequence[float] = (1.0, 1.0, 1.0),
         noise_floor: float | None = None,
+        l2: float = 0.0,
     ) -> None:
         super().__init__()
         if noise_floor is not None and not 0 < noise_floor < math.inf:
             raise ValueError(f"noise_floor is {noise_floor}; expected a positive number, or None.")
         self.noise_floor = noise_floor
-        self.weights = {"l1": l1, "texture": texture, "histogram": histogram, "adversarial": adversarial}
+        self.weights = {"l1": l1, "l2": l2, "texture": texture, "histogram": histogram, "adversarial": adversarial}
         self.scale_weights = tuple(scale_weights)
         check_weights(self.weights)
         check_weights({f"scale_weights[{scale}]": weight for scale, weight in enumerate(self.scale_weights)})
@@ -100,7 +102,7 @@ class ADLLoss(nn.Module):
         fake_logits: Sequence[Tensor] | None = None,
         noisy: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms with λ ≠ 0, by name (``l1``, ``texture``, ``histogram``, ``adversarial``), before weighting."""
+        """The terms with λ ≠ 0 by name (``l1``, ``l2``, ``texture``, ``histogram``, ``adversarial``), not weighted."""
         images = [denoised] if isinstance(denoised, Tensor) else list(denoised)
         weights = self.scale_weights[: len(images)]
         if len(images) != len(weights) or not any(weights):
@@ -118,11 +120,12 @@ class ADLLoss(nn.Module):
         emphasis = self._emphasis(noisy, clean)
 
         def emphasised(measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-            # Both terms are absolute differences of linear maps: weighing the images weighs the term.
+            # All three are norms of linear maps of the difference: weighing the images weighs the term.
             return measure if emphasis is None else lambda a, b: measure(a.float() * emphasis, b.float() * emphasis)
 
         measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "l1": emphasised(absolute_error),
+            "l2": emphasised(root_mean_square_error),
             "texture": emphasised(self.texture_loss),
             "histogram": self.histogram_loss,
         }
@@ -162,6 +165,13 @@ class ADLLoss(nn.Module):
 def absolute_error(denoised: Tensor, clean: Tensor) -> Tensor:
     """Fidelity L1, E|denoised - clean| in float32 (arXiv 2204.14100)."""
     return l1_loss(denoised.float(), clean.float())
+
+
+def root_mean_square_error(denoised: Tensor, clean: Tensor) -> Tensor:
+    """The mean over the batch of each image's sqrt(E|denoised - clean|²), in float32; no gradient where they agree."""
+    difference = denoised.float() - clean.float()
+    axes = tuple(range(1, difference.ndim))
+    return torch.linalg.vector_norm(difference, dim=axes).mean() / math.sqrt(difference[0].numel())
 
 
 def check_weights(weights: Mapping[str, float]) -> None:

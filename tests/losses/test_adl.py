@@ -5,12 +5,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
 from adl_monai.losses import ADLLoss, AdversarialLoss, HistogramLoss, PyramidalTexturalLoss, area_pyramid
 
-TERMS = ("l1", "texture", "histogram", "adversarial")
+TERMS = ("l1", "l2", "texture", "histogram", "adversarial")
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:
@@ -31,7 +32,7 @@ def scales(clean: Tensor, noise: float, seed: int = 5) -> list[Tensor]:
 def test_terms_and_total_by_hand(spatial_dims: int, kind: str) -> None:
     clean = image(2, 1, *(16,) * spatial_dims)
     denoised, fake = scales(clean, 0.1), logits(spatial_dims)
-    loss = ADLLoss(2.0, 3.0, 0.5, 0.25, kind, planes=2, bins=64, scale_weights=(1.0, 0.5, 0.25))
+    loss = ADLLoss(2.0, 3.0, 0.5, 0.25, kind, planes=2, bins=64, scale_weights=(1.0, 0.5, 0.25), l2=4.0)
 
     def over_scales(measure: object) -> Tensor:
         targets = area_pyramid(clean)
@@ -40,10 +41,17 @@ def test_terms_and_total_by_hand(spatial_dims: int, kind: str) -> None:
     terms = loss.terms(denoised, clean, fake)
     assert tuple(terms) == TERMS
     torch.testing.assert_close(terms["l1"], over_scales(l1_loss))
+    torch.testing.assert_close(terms["l2"], over_scales(lambda a, b: ((a - b) ** 2).flatten(1).mean(1).sqrt().mean()))
     torch.testing.assert_close(terms["texture"], over_scales(PyramidalTexturalLoss(2)))
     torch.testing.assert_close(terms["histogram"], over_scales(HistogramLoss(64)))
     torch.testing.assert_close(terms["adversarial"], AdversarialLoss(kind).denoiser(fake))
-    total = 2 * terms["l1"] + 3 * terms["texture"] + 0.5 * terms["histogram"] + 0.25 * terms["adversarial"]
+    total = (
+        2 * terms["l1"]
+        + 4 * terms["l2"]
+        + 3 * terms["texture"]
+        + 0.5 * terms["histogram"]
+        + 0.25 * terms["adversarial"]
+    )
     torch.testing.assert_close(loss.total(terms), total)
     torch.testing.assert_close(loss(denoised, clean, fake), total)
     assert total.shape == ()
@@ -55,11 +63,12 @@ def test_a_term_without_weight_is_not_computed(off: str) -> None:
     denoised = scales(clean, 0.1)
     targets = {
         "l1": "adl_monai.losses.adl.absolute_error",
+        "l2": "adl_monai.losses.adl.root_mean_square_error",
         "texture": "adl_monai.losses.pyramid.PyramidalTexturalLoss.forward",
         "histogram": "adl_monai.losses.histogram.HistogramLoss.forward",
         "adversarial": "adl_monai.losses.adversarial.AdversarialLoss.denoiser",
     }
-    loss = ADLLoss(**{off: 0.0})
+    loss = ADLLoss(**{"l2": 1.0, off: 0.0})
     for name, target in targets.items():
         with patch(target, side_effect=RuntimeError("computed")):
             if name == off:
@@ -87,12 +96,12 @@ def test_with_a_noise_floor_every_image_counts_by_the_share_of_noise_left() -> N
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
     strength = torch.tensor([0.2, 0.02]).view(2, 1, 1, 1)
     noisy, denoised = clean + strength * noise, clean + 0.5 * strength * noise
-    loss = ADLLoss(1.0, 1.0, 0.0, 0.0, noise_floor=1e-6)
-    for term in ("l1", "texture"):
+    loss = ADLLoss(1.0, 1.0, 0.0, 0.0, noise_floor=1e-6, l2=1.0)
+    for term in ("l1", "l2", "texture"):
         each = [loss.terms(denoised[i : i + 1], clean[i : i + 1], noisy=noisy[i : i + 1])[term] for i in (0, 1)]
         torch.testing.assert_close(each[0], each[1], rtol=0.2, atol=0)
         torch.testing.assert_close(loss.terms(denoised, clean, noisy=noisy)[term], torch.stack(each).mean())
-        plain = [ADLLoss().terms(denoised[i : i + 1], clean[i : i + 1])[term] for i in (0, 1)]
+        plain = [ADLLoss(l2=1.0).terms(denoised[i : i + 1], clean[i : i + 1])[term] for i in (0, 1)]
         assert plain[0] > 8 * plain[1]
     # Noise of the usual strength weighs 1, with any floor; the weights get no gradient.
     usual = (clean + 20 / 255 * noise / noise.abs().mean((1, 2, 3), keepdim=True) * (2 / torch.pi) ** 0.5).detach()
@@ -113,6 +122,17 @@ def test_a_noise_floor_needs_the_noisy_images() -> None:
         ADLLoss(noise_floor=0.0)
 
 
+def test_the_l2_term_is_what_psnr_measures_image_by_image() -> None:
+    clean = image(3, 1, 9, 10, 11)
+    denoised = (clean + torch.tensor([0.1, 0.02, 0.0]).view(3, 1, 1, 1, 1) * torch.randn(clean.shape)).requires_grad_()
+    term = ADLLoss(l1=0.0, texture=0.0, histogram=0.0, l2=1.0)(denoised, clean)
+    psnr = [peak_signal_noise_ratio(clean[i].numpy(), denoised[i].detach().numpy(), data_range=1.0) for i in (0, 1)]
+    assert term.item() == pytest.approx(sum(10 ** (-decibels / 20) for decibels in psnr) / 3, rel=1e-5)
+    (gradient,) = torch.autograd.grad(term, denoised)
+    assert gradient[:2].abs().sum() > 0
+    assert torch.equal(gradient[2], torch.zeros_like(clean[2]))  # nothing is left to learn there, and no NaN
+
+
 def test_one_image_is_the_full_scale_alone() -> None:
     clean = image(2, 1, 16, 16)
     denoised = scales(clean, 0.1)
@@ -127,20 +147,21 @@ def test_warm_up_leaves_the_adversarial_term_out() -> None:
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("term", TERMS[:3])
+@pytest.mark.parametrize("term", TERMS[:-1])
 def test_closer_images_cost_less(spatial_dims: int, term: str) -> None:
     clean = 0.2 + 0.6 * image(2, 1, *(16,) * spatial_dims)
-    losses = [ADLLoss(bins=64).terms(scales(clean, noise), clean)[term].item() for noise in (0.0, 0.03, 0.1, 0.3)]
+    loss = ADLLoss(bins=64, l2=1.0)
+    losses = [loss.terms(scales(clean, noise), clean)[term].item() for noise in (0.0, 0.03, 0.1, 0.3)]
     assert losses[0] == pytest.approx(0, abs=1e-6)
     assert losses == sorted(losses)
     assert len(set(losses)) == 4
 
 
-@pytest.mark.parametrize(("term", "scale"), itertools.product(TERMS[:3], range(3)))
+@pytest.mark.parametrize(("term", "scale"), itertools.product(TERMS[:-1], range(3)))
 def test_every_term_sends_a_gradient_to_every_scale(term: str, scale: int) -> None:
     clean = image(2, 1, 16, 16)
     denoised = [one.requires_grad_() for one in scales(clean, 0.1)]
-    ADLLoss().terms(denoised, clean)[term].backward()
+    ADLLoss(l2=1.0).terms(denoised, clean)[term].backward()
     assert denoised[scale].grad.isfinite().all()
     # À-trous planes of a small image may cancel in single voxels, and values outside [0, 1] move no histogram.
     assert denoised[scale].grad.count_nonzero() > 0.5 * denoised[scale].numel()
