@@ -147,11 +147,13 @@ class TiledInferer(Inferer):
             def write(box: Box, part: Tensor, result: Tensor = result) -> None:
                 result[:, :, *box] = part
 
-            self._within_memory(sweep, read, write, image.shape[2:])
+            self._within_memory(sweep, read, write, image.shape[2:], rewritable=True)
         return denoised
 
-    def _within_memory(self, sweep: Sweep, read: Any, write: Any, shape: Sequence[int]) -> None:
-        """Sweep; where memory runs out, over columns of half the size, as long as nothing has been written."""
+    def _within_memory(
+        self, sweep: Sweep, read: Any, write: Any, shape: Sequence[int], rewritable: bool = False
+    ) -> None:
+        """Sweep; where memory runs out, again in smaller pieces, unless voxels that come but once have been written."""
         wrote = False
 
         def note(box: Box, part: Tensor) -> None:
@@ -163,13 +165,12 @@ class TiledInferer(Inferer):
             try:
                 return sweep(read, note, shape, self.progress)
             except (MemoryError, RuntimeError) as error:
-                if wrote or not is_out_of_memory(error):
+                if (wrote and not rewritable) or not is_out_of_memory(error):
                     raise
                 failure = error.with_traceback(None)  # which holds the tensors of the failed try
-            pixels = sweep.shrink(shape)
-            if pixels is None:
+            if not sweep.shrink(shape):
                 raise failure
-            logger.warning("not enough memory: trying again with columns of %d pixels at most", pixels)
+            logger.warning("not enough memory: trying again in smaller pieces")
 
     def can_stream(self, network: Callable[..., Any]) -> bool:
         """Whether ``stream`` takes this network."""
