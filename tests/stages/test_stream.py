@@ -191,7 +191,7 @@ def test_planes_that_turn_out_too_large_are_cut_whatever_the_output(
     streamed = counted_streams(monkeypatch)
     (cut,) = infer([source], tmp_path / "cut.nii.gz", model=model)
     assert len(streamed) == 1
-    assert "trying again with columns" in caplog.text
+    assert "trying again in smaller pieces" in caplog.text
     assert gzip.decompress(cut.output.read_bytes()) == gzip.decompress(whole.output.read_bytes())
 
 
