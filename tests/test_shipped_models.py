@@ -55,7 +55,9 @@ def test_weights_are_small_and_what_the_bundle_says(spatial_dims: int) -> None:
     metadata = json.loads((root / "configs" / "metadata.json").read_text())
     assert path.stat().st_size < MOST_BYTES
     assert hashlib.sha256(path.read_bytes()).hexdigest() == metadata["weights_sha256"]
-    assert metadata["weights_sha256"] in (root / "docs" / "model_card.md").read_text()
+    card = (root / "docs" / "model_card.md").read_text()
+    assert metadata["weights_sha256"] in card
+    assert all(f"| {figure} /" in card for figure in metadata["eval_metrics"].values())
     assert all(isinstance(value, torch.Tensor) for value in load_weights(root).values())
 
 

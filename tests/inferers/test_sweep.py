@@ -10,7 +10,6 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from adl_monai.inferers import TiledInferer
-from adl_monai.inferers import sweep as sweep_module
 from adl_monai.inferers.rolling import RollingUpsample, planes_of
 from adl_monai.inferers.sweep import SAFETY, Sweep, mirror
 from adl_monai.inferers.tiled import pad_by_reflection
@@ -164,72 +163,6 @@ def test_what_waits_is_counted(spatial_dims: int) -> None:
         area = 32 ** (spatial_dims - 1)
         assert held <= sweep.bytes_per_pixel * area <= 4 * held
         assert sweep.stream.held_bytes() == 0
-
-
-def test_memory_that_runs_out_gives_smaller_columns(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    network, image = some_network(3), torch.rand(1, 1, 128, 16, 24)
-    whole_push = UNetStream.push
-    sizes: list[int] = []
-
-    def hungry(self: UNetStream, noisy: Tensor | None, last: bool) -> Tensor | None:
-        assert noisy is not None
-        sizes.append(noisy.shape[3])
-        if noisy.shape[3] > 100:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return whole_push(self, noisy, last)
-
-    monkeypatch.setattr(UNetStream, "push", hungry)
-    with torch.inference_mode():
-        denoised = TiledInferer(3, 32, precision="fp32")(image, network)
-        assert_same(denoised, whole(network, image))
-    assert "trying again in smaller pieces" in caplog.text
-    assert max(sizes) == 128
-    assert sizes[-1] <= 100
-
-    def starving(self: UNetStream, noisy: Tensor | None, last: bool) -> Tensor | None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-
-    monkeypatch.setattr(UNetStream, "push", starving)
-    with pytest.raises(RuntimeError, match="allocate"):
-        TiledInferer(3, 32, precision="fp32")(image, network)
-
-
-def test_a_piece_takes_half_of_the_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As on a GPU, whose pieces are as large as its memory allows: 6 copies of 8 float32 features.
-    monkeypatch.setitem(sweep_module.VOXELS_AT_ONCE, "cpu", 2**22)
-    assert Sweep(some_network(3), None, CPU, math.inf).voxels == 2**22
-    assert Sweep(some_network(3), None, CPU, 2**28).voxels == 2**27 // (6 * 8 * 4)
-    assert Sweep(some_network(3), torch.bfloat16, CPU, 2**28).voxels == 2**27 // (6 * 8 * 2)
-
-
-def test_memory_that_runs_out_gives_smaller_pieces_of_the_smallest_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, image = some_network(3), torch.rand(1, 1, 16, 16, 64)
-    whole_push = UNetStream.push
-    planes: list[int] = []
-
-    def hungry(self: UNetStream, noisy: Tensor | None, last: bool) -> Tensor | None:
-        assert noisy is not None
-        planes.append(noisy.shape[2])
-        if last and noisy.shape[2] > 8:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-        return whole_push(self, noisy, last)
-
-    monkeypatch.setattr(UNetStream, "push", hungry)
-    monkeypatch.setitem(sweep_module.VOXELS_AT_ONCE, "cuda", 16 * 16 * 32)
-    monkeypatch.setitem(sweep_module.VOXELS_AT_ONCE, "cpu", 16 * 16 * 8)
-    inferer = TiledInferer(3, 32, precision="fp32")
-    sweep = Sweep(network, None, CPU, math.inf)
-    sweep.voxels = sweep_module.VOXELS_AT_ONCE["cuda"]
-    monkeypatch.setattr(inferer, "_sweep", lambda *_: sweep)
-    with torch.inference_mode():
-        assert_same(inferer(image, network), whole(network, image))
-    assert planes == [32, 32, 16, 16, 16, 16, *[8] * 8]  # half of it was written each time, and is written again
-    # What leaves for a file comes but once.
-    sweep.voxels = sweep_module.VOXELS_AT_ONCE["cuda"]
-    with torch.inference_mode(), pytest.raises(torch.cuda.OutOfMemoryError):
-        inferer.stream(lambda box: image[:, :, *box], lambda box, part: None, image.shape[2:], network)
 
 
 def test_networks_that_need_the_whole_image_are_left_to_tiles() -> None:
