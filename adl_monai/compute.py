@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -73,7 +73,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
     Args:
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``. ``auto`` takes bfloat16 where the hardware multiplies it
-            natively (CPUs with AVX512-BF16 or AMX, CUDA from compute capability 8.0), else float32.
+            faster (CPUs with AMX, or with AVX512-BF16 unless Intel's; CUDA from compute capability 8.0), else float32.
         device: Where the network runs.
 
     Raises:
@@ -88,7 +88,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             raise UsageError("precision fp16 is for GPUs; on a CPU use auto, bf16 or fp32.")
         return torch.float16
     if precision == "auto":
-        return torch.bfloat16 if _multiplies_bfloat16(device) else None
+        return torch.bfloat16 if _faster_in_bfloat16(device) else None
     raise UsageError(f"precision {precision!r} is unknown; expected auto, fp32, bf16 or fp16.")
 
 
@@ -145,7 +145,23 @@ def unwrap(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16: CUDA from compute capability 8.0, CPUs with AMX or AVX512-BF16.
+
+    Not whether they are faster than float32's: see ``autocast_dtype``.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def _faster_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cpu" and not torch.cpu._is_amx_tile_supported() and _is_intel():
+        # Without AMX, which virtual machines may hide, Intel's cores multiply bfloat16 at half the rate of float32.
+        return False
+    return multiplies_bfloat16(device)
+
+
+def _is_intel() -> bool:
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has none
+    return str(capabilities.get("cpu_name", "")).startswith("Intel")

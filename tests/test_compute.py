@@ -10,11 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adl_monai.compute import autocast, autocast_dtype, loading_processes, pick_device, training_precision
+from adl_monai.compute import (
+    autocast,
+    autocast_dtype,
+    loading_processes,
+    multiplies_bfloat16,
+    pick_device,
+    training_precision,
+)
 from adl_monai.errors import UsageError
 
 CPU = torch.device("cpu")
-NATIVE_BF16 = autocast_dtype("auto", CPU) is not None
 
 
 @pytest.mark.parametrize("name", ["tpu9", "gpu", "cuda:99"])
@@ -49,17 +55,39 @@ def test_precision_names() -> None:
             autocast_dtype(name, CPU)
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "name", "dtype"),
+    [
+        (True, True, "Intel Xeon", torch.bfloat16),
+        (False, True, "Intel Xeon", None),  # half the rate of float32
+        (False, True, "AMD EPYC", torch.bfloat16),
+        (False, True, None, torch.bfloat16),  # a torch that does not name the processor
+        (False, False, "AMD EPYC", None),
+    ],
+)
+def test_the_default_is_bfloat16_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512_bf16: bool, name: str | None, dtype: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    if name is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
+    assert autocast_dtype("auto", CPU) is dtype
+
+
 def test_small_patches_train_in_float32() -> None:
     # The convolution that bfloat16 would spoil; see training_precision.
     assert training_precision("auto", CPU, (32, 32, 32)) == "auto"
     assert training_precision("auto", CPU, (16, 16)) == "auto"
     assert training_precision("fp32", CPU, (16, 16, 16)) == "fp32"
-    assert training_precision("auto", CPU, (16, 32, 32)) == ("fp32" if NATIVE_BF16 else "auto")
+    assert training_precision("auto", CPU, (16, 32, 32)) == ("auto" if autocast_dtype("auto", CPU) is None else "fp32")
     with pytest.raises(UsageError, match="at least 24 voxels"):
         training_precision("bf16", CPU, (16, 32, 32))
 
 
-@pytest.mark.skipif(not NATIVE_BF16, reason="needs a CPU that multiplies bfloat16")
+@pytest.mark.skipif(not multiplies_bfloat16(CPU), reason="needs a CPU that multiplies bfloat16")
 def test_gradients_of_patches_that_are_allowed_are_right() -> None:
     # What the guard above relies on: from 3 voxels on, the bfloat16 weight gradient is that of float32.
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from timing import interleave
 
 from adl_monai.bundle import Denoiser, load_denoiser
-from adl_monai.compute import autocast_dtype
+from adl_monai.compute import autocast_dtype, multiplies_bfloat16
 from speed_parts.roofline import best_product, copy_rate, count_flops, layer_kinds, network_forward, random_tile
 from speed_parts.settings import Report, Row, Settings
 
@@ -23,7 +23,9 @@ def measure(settings: Settings) -> Report:
     statements = []
     layers: list[Row] = []
     # The default precision first. What the processor does not multiply natively takes minutes and says nothing.
-    precisions = ["auto", "fp32"] if autocast_dtype("auto", cpu) is not None else ["fp32"]
+    precisions = ["auto"]
+    if multiplies_bfloat16(cpu):
+        precisions.append("bf16" if autocast_dtype("auto", cpu) is None else "fp32")
     dtypes = {precision: autocast_dtype(precision, cpu) or torch.float32 for precision in precisions}
     ceilings = {dtype: best_product(sizes.products, dtype, cpu, sizes.least_seconds) for dtype in dtypes.values()}
     for dtype, (size, rate, _) in ceilings.items():
