@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from tqdm import tqdm
 
 from adl_monai.data.identity import describe, identity
 from adl_monai.errors import OutputError, UsageError
@@ -51,6 +52,7 @@ class DiskCache(Sequence[dict[str, Any]]):
         folder: made if there is none.
         data: one dictionary a case, of file names and plain values.
         transform: the deterministic transforms that prepare a case.
+        progress: show a bar while cases are prepared.
 
     Raises:
         OutputError: If the folder cannot be written.
@@ -58,7 +60,9 @@ class DiskCache(Sequence[dict[str, Any]]):
             but tensors and plain values.
     """
 
-    def __init__(self, folder: str | Path, data: Sequence[Mapping[str, Any]], transform: Compose) -> None:
+    def __init__(
+        self, folder: str | Path, data: Sequence[Mapping[str, Any]], transform: Compose, progress: bool = False
+    ) -> None:
         self.folder = Path(folder).resolve()
         self.data = data
         self.transform = transform
@@ -76,7 +80,8 @@ class DiskCache(Sequence[dict[str, Any]]):
         if missing:
             logger.info("preparing %d of %d cases for the cache %s", len(missing), len(data), self.folder)
         start = os.getpid() % max(1, len(missing))  # processes that start together begin at different cases
-        for index in missing[start:] + missing[:start]:
+        turns = missing[start:] + missing[:start]
+        for index in tqdm(turns, desc="Preparing cases", unit="case", disable=not (progress and missing)):
             if read_entry(self.folder / self._names[index]) is None:  # no other has been quicker
                 self._prepare(index)
 

@@ -15,6 +15,11 @@ from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 
 from adl_monai.data.disk_cache import DiskCache
+from adl_monai.errors import OutOfMemoryError
+from adl_monai.memory import available_memory
+
+LEAST_LEFT = 2**30  # bytes, for training itself
+COPIES = 4  # of a case while it is prepared
 
 
 class PatchDataset(CacheDataset):
@@ -38,12 +43,13 @@ class PatchDataset(CacheDataset):
         cache_num: most cases to cache; the others are loaded anew for each patch.
         cache_rate: share of the cases to cache.
         num_workers: threads that fill the cache.
-        progress: show a progress bar while the cache fills.
+        progress: show a bar while the cases are prepared.
         cache_dir: keep the cases in this folder instead of in memory, prepared once for all runs: for data larger than
             the memory, see ``DiskCache``. ``cache_num``, ``cache_rate`` and ``num_workers`` do not matter then.
 
     Raises:
         ValueError: If there are no cases, or ``patches_per_epoch`` is not positive.
+        OutOfMemoryError: If the cases are about to fill the memory: the system would kill the process without a word.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class PatchDataset(CacheDataset):
         # The same cut as CacheDataset makes when it fills its cache.
         first = chain.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
         self._first_random = len(chain.transforms) if first is None else first
-        self._cache_dir = cache_dir
+        self._cache_dir, self._progress = cache_dir, progress
         self._disk: DiskCache | None = None
         super().__init__(
             data=data,
@@ -86,9 +92,24 @@ class PatchDataset(CacheDataset):
 
     def set_data(self, data: Sequence[Any]) -> None:
         """Take other cases, and prepare them; as in ``CacheDataset``."""
+        self._held, self._largest, self._prepared = 0, 0, 0
         super().set_data(data)
         if self._cache_dir is not None:
-            self._disk = DiskCache(self._cache_dir, data, Compose(self.transform.transforms[: self._first_random]))
+            deterministic = Compose(self.transform.transforms[: self._first_random])
+            self._disk = DiskCache(self._cache_dir, data, deterministic, self._progress)
+
+    def _load_cache_item(self, idx: int) -> Any:
+        item = super()._load_cache_item(idx)
+        size = sum(value.nbytes for value in item.values() if isinstance(value, (torch.Tensor, np.ndarray)))
+        self._held, self._largest, self._prepared = self._held + size, max(self._largest, size), self._prepared + 1
+        left = available_memory()
+        if self._prepared < self.cache_num and left < min(self._held, LEAST_LEFT + COPIES * self._largest):
+            raise OutOfMemoryError(
+                f"not enough memory to keep the scans to train on: {self._prepared} of {self.cache_num} take "
+                f"{self._held / 2**30:.1f} GiB, {left / 2**30:.1f} GiB are left. Keep them on a disk (--set "
+                "cache_dir=FOLDER), keep fewer (--set cache_rate=0.5, slower), or use a machine with more."
+            )
+        return item
 
     @property
     def epoch(self) -> int:

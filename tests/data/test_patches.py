@@ -11,6 +11,7 @@ from adl_monai.data.degradations import RandDegraded
 from adl_monai.data.normalization import RobustNormalized
 from adl_monai.data.patches import PatchDataset, patch_seed
 from adl_monai.data.transforms import CleanAsLabeld
+from adl_monai.errors import OutOfMemoryError
 
 KEYS = ["image", "label"]
 
@@ -161,6 +162,45 @@ def test_cases_on_a_disk_give_the_same_patches(tmp_path):
         patches.set_data([{"name": 2}, {"name": 5}])
     assert all(same(cached[index], again[index]) for index in range(4))
     assert again.transform.transforms[0].reads == [5]
+
+
+IMAGE = 21 * 19 * 17 * 4  # bytes; the second case has two
+
+
+def test_cases_that_would_fill_the_memory_are_refused_before_they_do(monkeypatch):
+    left = iter([2**40, 3 * IMAGE, 4 * IMAGE - 1])  # after each case
+    monkeypatch.setattr("adl_monai.data.patches.available_memory", lambda: next(left, 0))
+    with pytest.raises(OutOfMemoryError, match=r"3 of 6 take .* GiB are left.*cache_dir.*cache_rate"):
+        dataset(cases=6)
+
+
+@pytest.mark.parametrize(
+    ("left", "cases"),
+    [(4 * IMAGE - 1, 3), (20 * IMAGE, 6)],
+    ids=["no case to come", "it is not the cases that filled it"],
+)
+def test_little_memory_is_no_reason_to_refuse_cases(monkeypatch, left, cases):
+    monkeypatch.setattr("adl_monai.data.patches.available_memory", lambda: left)
+    assert len(dataset(cases=cases)) == 8
+
+
+@pytest.mark.parametrize("cached", [{"cache_dir": "cache"}, {"cache_num": 2}])
+def test_cases_that_are_not_kept_in_memory_need_none(monkeypatch, tmp_path, cached):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("adl_monai.data.patches.available_memory", lambda: 2 * IMAGE)
+    assert len(dataset(cases=6, **cached)) == 8
+
+
+@pytest.mark.parametrize("cached", [{}, {"cache_dir": "cache"}])
+def test_preparing_shows_a_bar_where_it_is_wanted(monkeypatch, tmp_path, capsys, cached):
+    monkeypatch.chdir(tmp_path)
+    dataset(cases=3, progress=False)
+    assert capsys.readouterr().err == ""
+    dataset(cases=3, progress=True, **cached)
+    assert "3/3" in capsys.readouterr().err
+    if cached:  # nothing is left to do
+        dataset(cases=3, progress=True, **cached)
+        assert capsys.readouterr().err == ""
 
 
 def test_nested_compose_is_cached_too():

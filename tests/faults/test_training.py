@@ -130,6 +130,17 @@ def test_too_little_memory_to_train(manifest: Path, command: Command, monkeypatc
     assert "Traceback" not in outcome.err
 
 
+def test_scans_that_would_fill_the_memory(manifest: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adl_monai.data.patches.available_memory", lambda: 1)
+    outcome = command("train", manifest, "-o", "run", *SETTINGS)
+    assert outcome.code == 7, outcome.err
+    for word in ("not enough memory to keep the scans", "--set cache_dir=FOLDER", "--set cache_rate=0.5"):
+        assert word in outcome.err
+    assert "Traceback" not in outcome.err
+    on_disk = command("train", manifest, "-o", "run", *SETTINGS, "--set", "cache_dir=cache")
+    assert on_disk.code == 0, on_disk.err
+
+
 def test_a_run_that_died_before_its_first_checkpoint_resumes_with_its_own_options(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
