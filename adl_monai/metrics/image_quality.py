@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from monai.metrics import PSNRMetric, SSIMMetric
-from monai.metrics.regression import compute_ssim_and_cs
 from monai.utils import MetricReduction, convert_to_tensor
 
 WINDOW = 11  # voxels: the Gaussian of Wang et al. (sigma 1.5) cut off at 3.5 sigma
@@ -101,22 +100,45 @@ class SSIM(SSIMMetric):
                 f"SSIM got an image of shape {tuple(denoised.shape)}; with spatial_dims={self.spatial_dims} it expects "
                 f"(B, C, {'H, W' if self.spatial_dims == 2 else 'H, W, D'})."
             )
-        values, _ = compute_ssim_and_cs(
-            denoised,
-            clean,
-            spatial_dims=self.spatial_dims,
-            data_range=self.data_range,
-            kernel_size=window_for(denoised.shape[2:]),
-            kernel_sigma=self.kernel_sigma,
-            k1=self.k1,
-            k2=self.k2,
-        )
-        return values.flatten(1).mean(1, keepdim=True)
+        bands = [
+            gaussian_band(size, width).to(clean)
+            for size, width in zip(clean.shape[2:], window_for(clean.shape[2:]), strict=True)
+        ]
+        # Differences of squares far from zero, as of 1000 ± 1, would be lost to the rounding of float32.
+        offset = clean.flatten(1).mean(1).view(-1, *[1] * (clean.ndim - 1))
+        denoised, clean = denoised - offset, clean - offset
+        mean_d, mean_c = _windowed(denoised, bands), _windowed(clean, bands)
+        covariance = _windowed(denoised * clean, bands) - mean_d * mean_c
+        variances = _windowed(denoised.square() + clean.square(), bands) - mean_d.square() - mean_c.square()
+        mean_d, mean_c = mean_d + offset, mean_c + offset
+        c1, c2 = (self.k1 * self.data_range) ** 2, (self.k2 * self.data_range) ** 2
+        luminance = (2 * mean_d * mean_c + c1) / (mean_d.square() + mean_c.square() + c1)
+        contrast_structure = (2 * covariance + c2) / (variances + c2)
+        return (luminance * contrast_structure).flatten(1).mean(1, keepdim=True)
 
 
 def window_for(spatial_shape: Sequence[int]) -> tuple[int, ...]:
     """The window's width along each axis: 11, or the largest odd number that fits a thinner axis."""
     return tuple(min(WINDOW, size - (size + 1) % 2) for size in spatial_shape)
+
+
+def gaussian_band(size: int, width: int) -> torch.Tensor:
+    """What gives the Gaussian-weighted mean of each whole window along an axis: (size - width + 1, size).
+
+    A product with it is some twenty times as fast as MONAI's convolution, whose kernel has the window's 11³ voxels.
+    """
+    weights = torch.exp(-((torch.arange(width) - (width - 1) / 2) ** 2) / (2 * SIGMA**2))
+    band = torch.zeros(size - width + 1, size)
+    for offset, weight in enumerate(weights / weights.sum()):
+        band.diagonal(offset).fill_(weight)
+    return band
+
+
+def _windowed(image: torch.Tensor, bands: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of each window, axis by axis: (B, C, H, W[, D]), smaller by the width less one."""
+    for axis, band in enumerate(bands, start=2):
+        image = (image.movedim(axis, -1) @ band.T).movedim(-1, axis)
+    return image
 
 
 def _checked(denoised: torch.Tensor, clean: torch.Tensor, data_range: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.metrics import SSIMMetric
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from adl_monai.metrics import SSIM, image_quality, psnr, ssim
@@ -51,6 +52,26 @@ def test_ssim_is_scikit_images(shape: tuple[int, ...], scale: float) -> None:
         for reference, image in zip(clean, denoised, strict=True)
     ]
     np.testing.assert_allclose(ssim(denoised, clean, scale), expected, atol=1e-5)
+
+
+def test_ssim_far_from_zero() -> None:
+    """Of 16-bit images whose contrast is small beside their offset; float32's squares would hide it."""
+    denoised, clean = (image + 1000 for image in noisy_pair((1, 1, 40, 61, 33)))
+    expected = structural_similarity(
+        clean[0, 0].double().numpy(),
+        denoised[0, 0].double().numpy(),
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    np.testing.assert_allclose(ssim(denoised, clean, 1.0), [expected], atol=1e-4)
+
+
+def test_ssim_is_monais() -> None:
+    denoised, clean = noisy_pair((2, 1, 25, 22, 19))
+    expected = SSIMMetric(3, data_range=1.0, reduction="none")(denoised, clean)
+    torch.testing.assert_close(ssim(denoised, clean, 1.0), torch.as_tensor(expected).flatten(), rtol=0, atol=1e-5)
 
 
 def test_each_image_of_a_batch_is_measured_on_its_own() -> None:
