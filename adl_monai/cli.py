@@ -181,7 +181,7 @@ def evaluate(context: dict[str, Any], manifest: Path, sigmas: tuple[float, ...],
     """Measure PSNR and SSIM before and after denoising the cases of MANIFEST."""
     from adl_monai.stages.evaluate import evaluate as run
 
-    for row in run(manifest, sigmas=sigmas or (25 / 255,), **options):
+    for row in run(manifest, sigmas=sigmas or (25 / 255,), progress=_progress(context), **options):
         if not context["quiet"]:
             click.echo(
                 f"{row['noise']} {row['sigma']:.4f}  PSNR {row['psnr_noisy']:6.2f} -> {row['psnr']:6.2f} dB  "

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Events
+from tqdm import tqdm
+
 from adl_monai.bundle import find_bundle, inference_overrides, load_weights, open_workflow, refuse_expressions
 from adl_monai.data.monai_io import VolumeReader
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
@@ -29,6 +32,7 @@ def evaluate(
     precision: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
     """PSNR and SSIM before and after denoising, per case and noise level.
 
@@ -46,6 +50,7 @@ def evaluate(
         precision: As in ``infer``.
         seed: Fixes the noise.
         overwrite: Replace existing outputs.
+        progress: Show a bar.
 
     Returns:
         One row per case and level, and one named ``mean`` per level, with the keys of ``COLUMNS``.
@@ -66,31 +71,34 @@ def evaluate(
     load_weights(root)  # of a shipped model too: refused here, in words
     output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for sigma in sigmas:
-        overrides = {
-            **values,
-            "manifest": str(Path(manifest).resolve()),
-            "split": split,
-            "noise": noise,
-            "sigma": float(sigma),
-            "seed": seed,
-            "device#name": device,
-            "precision": precision,
-            "save_tables": False,
-            "data#check": False,  # the pairs, above
-        }
-        workflow = open_workflow(trusted, ("inference", "evaluate"), "infer", overrides)
-        with surfacing_user_errors():
-            workflow.initialize()
-            workflow.run()
-        state = workflow.evaluator.state
-        details = {name: state.metric_details[name].flatten().tolist() for name in COLUMNS[3:]}
-        for index, case in enumerate(cases):
-            rows.append(
-                {"case": case.image, "noise": noise, "sigma": float(sigma)} | {k: v[index] for k, v in details.items()}
-            )
-        means = {name: float(state.metrics[name]) for name in COLUMNS[3:]}
-        rows.append({"case": "mean", "noise": noise, "sigma": float(sigma)} | means)
+    with tqdm(total=len(sigmas) * len(cases), unit="case", disable=not progress, leave=False) as bar:
+        for sigma in sigmas:
+            overrides = {
+                **values,
+                "manifest": str(Path(manifest).resolve()),
+                "split": split,
+                "noise": noise,
+                "sigma": float(sigma),
+                "seed": seed,
+                "device#name": device,
+                "precision": precision,
+                "save_tables": False,
+                "data#check": False,  # the pairs, above
+            }
+            workflow = open_workflow(trusted, ("inference", "evaluate"), "infer", overrides)
+            with surfacing_user_errors():
+                workflow.initialize()
+                workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: bar.update())
+                workflow.run()
+            state = workflow.evaluator.state
+            details = {name: state.metric_details[name].flatten().tolist() for name in COLUMNS[3:]}
+            for index, case in enumerate(cases):
+                rows.append(
+                    {"case": case.image, "noise": noise, "sigma": float(sigma)}
+                    | {k: v[index] for k, v in details.items()}
+                )
+            means = {name: float(state.metrics[name]) for name in COLUMNS[3:]}
+            rows.append({"case": "mean", "noise": noise, "sigma": float(sigma)} | means)
     text = json.dumps({"model": str(root), "split": split, "seed": seed, "rows": rows}, indent=2)
     with replacing(output) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

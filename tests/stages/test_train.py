@@ -49,7 +49,7 @@ def test_a_2d_model_trains_on_slices_and_images_of_all_kinds(tmp_path: Path) -> 
     assert adl_monai.denoise(np.stack([picture] * 3, -1), tmp_path / "run" / "bundle").shape == (40, 33, 3)
 
 
-def test_real_pairs_and_clean_scans_train_together(tmp_path: Path) -> None:
+def test_real_pairs_and_clean_scans_train_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clean = volume(tmp_path / "clean.nii.gz", (20, 21, 22), 0)
     noisy = volume(tmp_path / "noisy.nii.gz", (20, 21, 22), 1, noise=30)
     thin = volume(tmp_path / "thin.nii.gz", (20, 20, 3), 2)
@@ -67,7 +67,11 @@ def test_real_pairs_and_clean_scans_train_together(tmp_path: Path) -> None:
     # Nothing validates: the last epoch's average is the model.
     assert result.best_epoch is None
     assert (result.bundle / "models" / "model.pt").is_file()
+    capsys.readouterr()
     rows = evaluate(manifest, tmp_path / "metrics.json", model=result.run_dir, sigmas=[0.1, 0.2])
+    assert capsys.readouterr().err == ""
+    evaluate(manifest, tmp_path / "again.json", model=result.run_dir, sigmas=[0.1, 0.2], progress=True)
+    assert "2/2" in capsys.readouterr().err
     # A real pair has the noise it has, whatever level clean cases would get.
     assert rows[0]["psnr_noisy"] == pytest.approx(rows[2]["psnr_noisy"])
     low, high = np.percentile(nib.load(tmp_path / "b.nii.gz").get_fdata(), [0.5, 99.5])
