@@ -251,6 +251,8 @@ def _write(content: dict[str, Any], output: Path, overwrite: bool) -> Manifest:
         if output.exists() and not overwrite:
             raise OutputError(f"{output} was written by someone else meanwhile; choose another name.")
         os.replace(temporary, output)
+    except ManifestError as error:
+        raise ManifestError(str(error).replace(str(temporary), str(output))) from error
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror or error}); choose another place.") from error
     finally:

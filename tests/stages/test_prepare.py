@@ -319,6 +319,15 @@ def test_pairs_on_two_grids_are_refused_and_nothing_is_written(tmp_path: Path) -
 # What is refused
 
 
+def test_what_is_refused_names_the_manifest_and_not_its_temporary_file(tmp_path: Path) -> None:
+    save(tmp_path / "scans" / "a.nii")
+    (tmp_path / "scans" / "b.nii").hardlink_to(tmp_path / "scans" / "a.nii")
+    with pytest.raises(ManifestError, match="share one subject") as caught:
+        prepare([tmp_path / "scans"], tmp_path / "m.json")
+    assert str(caught.value).startswith(str(tmp_path / "m.json"))
+    assert ".tmp" not in str(caught.value)
+
+
 def test_sources_without_scans_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="empty holds no scan"):
