@@ -249,6 +249,7 @@ def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], val
 
 def quiet_monai() -> None:
     """Keep MONAI's and ignite's own log lines out of the user's sight; what they raise is reported by us."""
-    known = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("monai", "ignite")]
-    for name in (*known, "ADLTrainer", "SupervisedEvaluator"):
+    libraries = ("monai", "ignite")  # for what they make later; what they have made may have a level of its own
+    known = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in libraries]
+    for name in (*libraries, *known):
         logging.getLogger(name).setLevel(logging.CRITICAL)
