@@ -1,5 +1,6 @@
 """Scans in and out, their geometry and intensities; noise; patches."""
 
+from adl_monai.data.case_cache import CaseCache
 from adl_monai.data.cases import list_cases
 from adl_monai.data.crop import RandPatchd
 from adl_monai.data.degradations import Degraded, RandDegraded
@@ -12,6 +13,7 @@ from adl_monai.data.volume import Volume
 
 __all__ = [
     "BlendStrengthd",
+    "CaseCache",
     "CleanAsLabeld",
     "Degraded",
     "EnsureDepthd",

@@ -26,6 +26,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from tqdm import tqdm
 
+from adl_monai.data.case_cache import Refusals
 from adl_monai.data.identity import describe, identity
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.version import __version__
@@ -56,6 +57,7 @@ class DiskCache(Sequence[dict[str, Any]]):
 
     Raises:
         OutputError: If the folder cannot be written.
+        ScanFileError: Or SeriesGeometryError: if scans are damaged or unusable; all of them are named.
         UsageError: If a transform cannot be told from another (it cannot be pickled), or a prepared case holds anything
             but tensors and plain values.
     """
@@ -80,10 +82,13 @@ class DiskCache(Sequence[dict[str, Any]]):
         if missing:
             logger.info("preparing %d of %d cases for the cache %s", len(missing), len(data), self.folder)
         start = os.getpid() % max(1, len(missing))  # processes that start together begin at different cases
+        refusals = Refusals(len(data))
         turns = missing[start:] + missing[:start]
         for index in tqdm(turns, desc="Preparing cases", unit="case", disable=not (progress and missing)):
             if read_entry(self.folder / self._names[index]) is None:  # no other has been quicker
-                self._prepare(index)
+                with refusals.collecting():
+                    self._prepare(index)
+        refusals.raise_them()
 
     def __len__(self) -> int:
         return len(self._names)

@@ -10,19 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset
 from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 
+from adl_monai.data.case_cache import CaseCache
 from adl_monai.data.disk_cache import DiskCache
-from adl_monai.errors import OutOfMemoryError
-from adl_monai.memory import available_memory
-
-LEAST_LEFT = 2**30  # bytes, for training itself
-COPIES = 4  # of a case while it is prepared
 
 
-class PatchDataset(CacheDataset):
+class PatchDataset(CaseCache):
     """So many random patches an epoch, drawn from cached cases in turn.
 
     The deterministic transforms up to the first random one run once a case and are cached; the random ones start from
@@ -49,7 +44,7 @@ class PatchDataset(CacheDataset):
 
     Raises:
         ValueError: If there are no cases, or ``patches_per_epoch`` is not positive.
-        OutOfMemoryError: If the cases are about to fill the memory: the system would kill the process without a word.
+        ScanFileError: Or SeriesGeometryError, OutOfMemoryError: see ``CaseCache``.
     """
 
     def __init__(
@@ -92,24 +87,10 @@ class PatchDataset(CacheDataset):
 
     def set_data(self, data: Sequence[Any]) -> None:
         """Take other cases, and prepare them; as in ``CacheDataset``."""
-        self._held, self._largest, self._prepared = 0, 0, 0
         super().set_data(data)
         if self._cache_dir is not None:
             deterministic = Compose(self.transform.transforms[: self._first_random])
             self._disk = DiskCache(self._cache_dir, data, deterministic, self._progress)
-
-    def _load_cache_item(self, idx: int) -> Any:
-        item = super()._load_cache_item(idx)
-        size = sum(value.nbytes for value in item.values() if isinstance(value, (torch.Tensor, np.ndarray)))
-        self._held, self._largest, self._prepared = self._held + size, max(self._largest, size), self._prepared + 1
-        left = available_memory()
-        if self._prepared < self.cache_num and left < min(self._held, LEAST_LEFT + COPIES * self._largest):
-            raise OutOfMemoryError(
-                f"not enough memory to keep the scans to train on: {self._prepared} of {self.cache_num} take "
-                f"{self._held / 2**30:.1f} GiB, {left / 2**30:.1f} GiB are left. Keep them on a disk (--set "
-                "cache_dir=FOLDER), keep fewer (--set cache_rate=0.5, slower), or use a machine with more."
-            )
-        return item
 
     @property
     def epoch(self) -> int:

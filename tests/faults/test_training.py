@@ -130,8 +130,25 @@ def test_too_little_memory_to_train(manifest: Path, command: Command, monkeypatc
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize("cached", [(), ("--set", "cache_dir=cache")])
+@pytest.mark.parametrize(("split", "count"), [("training", 5), ("validation", 3)])
+def test_all_damaged_scans_are_named_at_once(
+    tmp_path: Path, manifest: Path, command: Command, split: str, count: int, cached: tuple[str, ...]
+) -> None:
+    content = json.loads(manifest.read_text())
+    for name in ("one.nii.gz", "two.nii.gz"):
+        (tmp_path / name).write_bytes(b"no scan")
+        content[split].append({"image": str(tmp_path / name)})
+    manifest.write_text(json.dumps(content))
+    outcome = command("train", manifest, "-o", "run", *SETTINGS, *cached)
+    assert outcome.code == 3, outcome.err
+    for word in (f"2 of {count} scans cannot be used", str(tmp_path / "one.nii.gz"), str(tmp_path / "two.nii.gz")):
+        assert word in outcome.err
+    assert "Traceback" not in outcome.err
+
+
 def test_scans_that_would_fill_the_memory(manifest: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adl_monai.data.patches.available_memory", lambda: 1)
+    monkeypatch.setattr("adl_monai.data.case_cache.available_memory", lambda: 1)
     outcome = command("train", manifest, "-o", "run", *SETTINGS)
     assert outcome.code == 7, outcome.err
     for word in ("not enough memory to keep the scans", "--set cache_dir=FOLDER", "--set cache_rate=0.5"):

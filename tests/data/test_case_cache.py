@@ -1,0 +1,75 @@
+"""Cases that are prepared ahead: all faults at once, and no more than the memory holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from monai.transforms import Transform
+
+from adl_monai.data import CaseCache, PatchDataset
+from adl_monai.errors import AdlError, OutputError, ScanFileError, SeriesGeometryError
+
+
+class Faulty(Transform):
+    """Raises what a case says."""
+
+    def __init__(self) -> None:
+        self.met: list[str] = []
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        self.met.append(data["name"])
+        if "fault" in data:
+            raise data["fault"]
+        return {"image": torch.zeros(1, 8, 8, 8)}
+
+
+def cases(**faults: Exception) -> list[dict[str, Any]]:
+    return [{"name": "whole"}, *({"name": name, "fault": fault} for name, fault in faults.items()), {"name": "last"}]
+
+
+def make(kind: str, data: list[dict[str, Any]]) -> CaseCache:
+    return CaseCache(data, Faulty()) if kind == "cases" else PatchDataset(data, [Faulty()], 1)
+
+
+@pytest.mark.parametrize("kind", ["cases", "patches"])
+def test_all_faulty_scans_are_told_at_once(kind: str) -> None:
+    faults = {"cut": ScanFileError("cut.nii is cut short"), "tilted": SeriesGeometryError("series 3 is tilted")}
+    with pytest.raises(ScanFileError) as caught:
+        make(kind, cases(**faults))
+    assert str(caught.value).splitlines() == [
+        "2 of 4 scans cannot be used; mend or remove them:",
+        "  cut.nii is cut short",
+        "  series 3 is tilted",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["cases", "patches"])
+def test_a_single_fault_is_told_as_it_is(kind: str) -> None:
+    fault = SeriesGeometryError("series 3 is tilted")
+    with pytest.raises(SeriesGeometryError) as caught:
+        make(kind, cases(tilted=fault))
+    assert caught.value is fault
+
+
+def test_of_many_faults_the_first_are_listed() -> None:
+    with pytest.raises(ScanFileError, match="25 of 27 scans cannot be used") as caught:
+        CaseCache(cases(**{f"n{number}": ScanFileError(f"scan {number}.") for number in range(25)}), Faulty())
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 22
+    assert lines[-1].strip() == "and 5 more"
+
+
+@pytest.mark.parametrize("fault", [OutputError("the disk is full"), ValueError("a mistake of ours")])
+def test_what_is_not_a_scans_fault_ends_it_at_once(fault: Exception) -> None:
+    with pytest.raises((AdlError, RuntimeError)) as caught:
+        CaseCache(cases(cut=ScanFileError("cut short"), other=fault), Faulty())
+    causes = [caught.value, caught.value.__cause__]
+    assert fault in causes
+    assert "cut short" not in str(caught.value)
+
+
+def test_sound_cases_are_there() -> None:
+    cache = CaseCache(cases(), Faulty())
+    assert [cache[index]["image"].shape for index in range(2)] == [(1, 8, 8, 8)] * 2
