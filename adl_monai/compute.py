@@ -157,7 +157,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 def _faster_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu" and not torch.cpu._is_amx_tile_supported() and _is_intel():
-        # Without AMX, which virtual machines may hide, Intel's cores multiply bfloat16 at half the rate of float32.
+        # Without AMX, which virtual machines may hide, a Xeon multiplied bfloat16 at half the rate of float32.
         return False
     return multiplies_bfloat16(device)
 
