@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 
 import click
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -60,16 +58,6 @@ def test_errors_are_one_paragraph_with_an_exit_code(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
     assert run("train", cwd=tmp_path).returncode == 2
-
-    # Met in the middle of a run, whose engine has a line of its own for it.
-    nib.save(nib.Nifti1Image(np.arange(8000, dtype=np.int16).reshape(20, 20, 20), np.eye(4)), tmp_path / "whole.nii.gz")
-    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "whole.nii.gz").read_bytes()[:2000])
-    (tmp_path / "m.json").write_text('{"test": [{"image": "cut.nii.gz"}]}')
-    done = run("evaluate", "m.json", "--model", "adl3d", cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
-    assert done.stderr.startswith("Error: ")
-    assert "cut.nii.gz" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" in run("--debug", "infer", "missing.nii.gz", cwd=tmp_path).stderr
 
 
@@ -80,6 +68,7 @@ def test_diverging_training_exits_with_6_and_keeps_the_checkpoint(manifest: Path
     done = run(*arguments, "--epochs", "3", "--resume", *weights)
     assert done.returncode == 6, done.stderr
     assert "last good checkpoint is kept" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, "none of the engine's own lines beside ours"
     # Epoch 2 trained the discriminator alone; epoch 3 met the impossible loss.
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert kept["epoch"] == 2

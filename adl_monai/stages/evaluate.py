@@ -12,7 +12,9 @@ from ignite.engine import Events
 from tqdm import tqdm
 
 from adl_monai.bundle import find_bundle, inference_overrides, load_weights, open_workflow, refuse_expressions
-from adl_monai.data.monai_io import VolumeReader
+from adl_monai.data.case_cache import Refusals
+from adl_monai.data.io import read_volume
+from adl_monai.data.monai_io import SYNTHETIC, VolumeReader
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
 from adl_monai.manifest import Case, check_pairs, load_manifest
@@ -54,6 +56,13 @@ def evaluate(
 
     Returns:
         One row per case and level, and one named ``mean`` per level, with the keys of ``COLUMNS``.
+
+    Raises:
+        ScanFileError: Or SeriesGeometryError: if scans are damaged or unusable; all of them are named, and nothing is
+            measured.
+        ManifestError: If the manifest is not usable.
+        UsageError: If an option is not usable, or the split has no case.
+        OutputError: If an output exists already.
     """
     refuse_expressions({"split": split, "noise": noise, "device": device, "precision": precision})
     output = Path(output).resolve()
@@ -66,6 +75,7 @@ def evaluate(
     if not cases:
         raise UsageError(f"{manifest} has no case under {split!r}; choose another split with --split.")
     check_pairs(parsed)
+    _refuse_damaged(cases)
     root = find_bundle(model, _spatial_dims(cases[0]) if model is None else 3)
     trusted, values = inference_overrides(root)
     load_weights(root)  # of a shipped model too: refused here, in words
@@ -107,6 +117,16 @@ def evaluate(
         writer.writeheader()
         writer.writerows(rows)
     return rows
+
+
+def _refuse_damaged(cases: Sequence[Case]) -> None:
+    """Read the scans that ``check_pairs`` has not: a fault met later would cost what was measured before it."""
+    refusals = Refusals(len(cases))
+    for case in cases:
+        if case.label is None and not case.image.startswith(SYNTHETIC):
+            with refusals.collecting():
+                read_volume(Path(case.image))
+    refusals.raise_them()
 
 
 def _spatial_dims(case: Case) -> int:

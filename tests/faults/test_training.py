@@ -147,6 +147,25 @@ def test_all_damaged_scans_are_named_at_once(
     assert "Traceback" not in outcome.err
 
 
+def test_evaluate_names_all_damaged_scans_before_it_measures_any(
+    tmp_path: Path, manifest: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: Any) -> None:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr("monai.bundle.ConfigWorkflow.run", run)
+    content = json.loads(manifest.read_text())
+    for name in ("one.nii.gz", "two.nii.gz"):
+        (tmp_path / name).write_bytes(b"no scan")
+        content["test"].append({"image": str(tmp_path / name)})
+    manifest.write_text(json.dumps(content))
+    outcome = command("evaluate", manifest, "--model", "adl3d")
+    assert outcome.code == 3, outcome.err
+    for word in ("2 of 4 scans cannot be used", str(tmp_path / "one.nii.gz"), str(tmp_path / "two.nii.gz")):
+        assert word in outcome.err
+    assert not (tmp_path / "metrics.json").exists()
+
+
 def test_scans_that_would_fill_the_memory(manifest: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adl_monai.data.case_cache.available_memory", lambda: 1)
     outcome = command("train", manifest, "-o", "run", *SETTINGS)
