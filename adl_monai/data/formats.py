@@ -32,20 +32,18 @@ def scan_format(path: Path) -> str:
     """``nifti``, ``dicom``, ``mha``, ``nrrd``, ``png``, ``tiff``, ``jpeg``, ``bmp``, or empty for anything else."""
     if path.is_dir():
         return "dicom" if any(is_dicom_file(child) for child in path.iterdir()) else ""
+    return _named_format(path) or ("dicom" if scan_suffix(path) or is_dicom_file(path) else "")
+
+
+def _named_format(path: Path) -> str:
+    """The format that a name's suffix tells; empty for DICOM, whose files need none."""
     suffix = scan_suffix(path).lower()
-    if suffix in NIFTI_SUFFIXES:
-        return "nifti"
-    if suffix in KINDS:
-        return KINDS[suffix]
-    return "dicom" if suffix in DICOM_SUFFIXES or is_dicom_file(path) else ""
+    return "nifti" if suffix in NIFTI_SUFFIXES else KINDS.get(suffix, "")
 
 
 def output_format(path: Path) -> str:
     """The format that a path to write asks for: by its suffix; without one, DICOM (the folder of a series)."""
-    suffix = scan_suffix(path).lower()
-    if suffix in NIFTI_SUFFIXES:
-        return "nifti"
-    return KINDS.get(suffix, "dicom")
+    return _named_format(path) or "dicom"
 
 
 def is_scan(path: Path) -> bool:
@@ -79,5 +77,5 @@ def _walk(folder: Path) -> Iterator[Path]:
         if child.is_dir():
             if not child.is_symlink():
                 yield from _walk(child)
-        elif scan_format(child) not in ("", "dicom"):
+        elif _named_format(child):  # DICOM counts by folders: no need to open thousands of slices
             yield child

@@ -340,6 +340,22 @@ def test_find_scans(tmp_path: Path) -> None:
     assert [is_scan(path) for path in (tmp_path, tmp_path / "ct" / "series 2", tmp_path / "none.nii")] == [0, 1, 0]
 
 
+def test_find_scans_opens_one_slice_of_a_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network drive takes milliseconds for each of a hundred thousand slices."""
+    (tmp_path / "ct").mkdir()
+    for number in range(20):
+        (tmp_path / "ct" / f"IM{number}").write_bytes(b"x")
+    opened = []
+
+    def first_bytes(path: Path) -> bool:
+        opened.append(path)
+        return True
+
+    monkeypatch.setattr("adl_monai.data.formats.is_dicom_file", first_bytes)
+    assert find_scans(tmp_path / "ct") == [tmp_path / "ct"]
+    assert len(opened) == 1
+
+
 def test_read_volume_dispatch(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file or folder"):
         read_volume(tmp_path / "none.nii")
