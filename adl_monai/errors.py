@@ -6,6 +6,7 @@ The command line prints the message alone and exits with ``exit_code``; library 
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -101,6 +102,16 @@ def user_error(error: BaseException) -> AdlError | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def release_variables(error: BaseException) -> None:
+    """Forget the scan that the variables of a traceback would keep in memory."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # what MONAI wrapped is the cause of its own cause
+        seen.add(id(cause))
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
 
 
 def refused_component(error: BaseException) -> tuple[str, str] | None:

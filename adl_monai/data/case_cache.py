@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from monai.data import CacheDataset
 
-from adl_monai.errors import AdlError, OutOfMemoryError, ScanFileError, SeriesGeometryError, user_error
+from adl_monai.errors import (
+    AdlError,
+    OutOfMemoryError,
+    ScanFileError,
+    SeriesGeometryError,
+    release_variables,
+    user_error,
+)
 from adl_monai.memory import available_memory
 
 LEAST_LEFT = 2**30  # bytes, for training itself
@@ -38,6 +45,7 @@ class Refusals:
             error = user_error(raised)
             if not isinstance(error, ScanFileError | SeriesGeometryError):
                 raise
+            release_variables(raised)
             self.errors.append(error)
 
     def raise_them(self) -> None:

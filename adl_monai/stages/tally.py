@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adl_monai.errors import AdlError, system_error
+from adl_monai.errors import AdlError, release_variables, system_error
 from adl_monai.stages.outputs import Job
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class Tally:
             if self.total == 1 or error is None:
                 raise
             logger.error("%s", _reason(job, error))
-            _empty(raised)
+            release_variables(raised)
             self.failures.append((job, error))
             return
         self.results.append(result)
@@ -72,13 +71,3 @@ class Tally:
 
 def _reason(job: Job, error: AdlError) -> str:
     return str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
-
-
-def _empty(error: BaseException) -> None:
-    """Forget the scan that the variables of a traceback would keep in memory."""
-    cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:  # what MONAI wrapped is the cause of its own cause
-        seen.add(id(cause))
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__

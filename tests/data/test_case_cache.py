@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from monai.transforms import Transform
 
 from adl_monai.data import CaseCache, PatchDataset
+from adl_monai.data.case_cache import Refusals
 from adl_monai.errors import AdlError, OutputError, ScanFileError, SeriesGeometryError
 
 
@@ -68,6 +70,24 @@ def test_what_is_not_a_scans_fault_ends_it_at_once(fault: Exception) -> None:
     causes = [caught.value, caught.value.__cause__]
     assert fault in causes
     assert "cut short" not in str(caught.value)
+
+
+def test_faulty_scans_do_not_stay_in_memory() -> None:
+    kept = []
+
+    def read() -> None:
+        voxels = torch.zeros(8)
+        kept.append(weakref.ref(voxels))
+        raise ScanFileError("a voxel is NaN")
+
+    refusals = Refusals(1)
+    with refusals.collecting():
+        try:
+            read()
+        except ScanFileError as fault:
+            raise RuntimeError("as MONAI wraps it") from fault
+    assert [str(error) for error in refusals.errors] == ["a voxel is NaN"]
+    assert kept[0]() is None
 
 
 def test_sound_cases_are_there() -> None:
