@@ -75,7 +75,7 @@ def evaluate(
     if not cases:
         raise UsageError(f"{manifest} has no case under {split!r}; choose another split with --split.")
     check_pairs(parsed)
-    _refuse_damaged(cases)
+    _refuse_damaged(cases, progress)
     root = find_bundle(model, _spatial_dims(cases[0]) if model is None else 3)
     trusted, values = inference_overrides(root)
     load_weights(root)  # of a shipped model too: refused here, in words
@@ -119,10 +119,10 @@ def evaluate(
     return rows
 
 
-def _refuse_damaged(cases: Sequence[Case]) -> None:
+def _refuse_damaged(cases: Sequence[Case], progress: bool) -> None:
     """Read the scans that ``check_pairs`` has not: a fault met later would cost what was measured before it."""
     refusals = Refusals(len(cases))
-    for case in cases:
+    for case in tqdm(cases, desc="Checking", unit="case", disable=not progress, leave=False):
         if case.label is None and not case.image.startswith(SYNTHETIC):
             with refusals.collecting():
                 read_volume(Path(case.image))

@@ -184,6 +184,12 @@ def test_little_memory_is_no_reason_to_refuse_cases(monkeypatch, left, cases):
     assert len(dataset(cases=cases)) == 8
 
 
+def test_systems_that_do_not_say_what_is_free_refuse_nothing(monkeypatch):
+    monkeypatch.setattr("adl_monai.data.case_cache.available_memory", lambda: 1)
+    monkeypatch.setattr("adl_monai.data.case_cache.sys.platform", "win32")
+    assert len(dataset(cases=6)) == 8
+
+
 @pytest.mark.parametrize("cached", [{"cache_dir": "cache"}, {"cache_num": 2}])
 def test_cases_that_are_not_kept_in_memory_need_none(monkeypatch, tmp_path, cached):
     monkeypatch.chdir(tmp_path)
