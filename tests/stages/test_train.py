@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from pydicom.data import get_testdata_file
+from tqdm import tqdm
 
 import adl_monai
 from adl_monai.errors import ManifestError, OutputError, UsageError
@@ -49,7 +51,9 @@ def test_a_2d_model_trains_on_slices_and_images_of_all_kinds(tmp_path: Path) -> 
     assert adl_monai.denoise(np.stack([picture] * 3, -1), tmp_path / "run" / "bundle").shape == (40, 33, 3)
 
 
-def test_real_pairs_and_clean_scans_train_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_pairs_and_clean_scans_train_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean = volume(tmp_path / "clean.nii.gz", (20, 21, 22), 0)
     noisy = volume(tmp_path / "noisy.nii.gz", (20, 21, 22), 1, noise=30)
     thin = volume(tmp_path / "thin.nii.gz", (20, 20, 3), 2)
@@ -70,6 +74,7 @@ def test_real_pairs_and_clean_scans_train_together(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     rows = evaluate(manifest, tmp_path / "metrics.json", model=result.run_dir, sigmas=[0.1, 0.2])
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr("adl_monai.stages.evaluate.tqdm", partial(tqdm, mininterval=0))  # every step, however fast
     evaluate(manifest, tmp_path / "again.json", model=result.run_dir, sigmas=[0.1, 0.2], progress=True)
     assert "2/2" in capsys.readouterr().err
     # A real pair has the noise it has, whatever level clean cases would get.
