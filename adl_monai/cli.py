@@ -155,6 +155,7 @@ def train(
         teachers=teachers,
         resume=resume,
         overwrite=overwrite,
+        progress=False if context["quiet"] else None,
         overrides={**dict(settings), **overrides},
     )
     if not context["quiet"] and result.main_process:

@@ -56,7 +56,7 @@ class TrainingDivergedError(AdlError):
 
 
 class OutOfMemoryError(AdlError):
-    """Not enough memory for the smallest tile."""
+    """Not enough memory."""
 
     exit_code = 7
 

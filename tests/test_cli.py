@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -59,6 +60,21 @@ def test_errors_are_one_paragraph_with_an_exit_code(tmp_path: Path) -> None:
 
     assert run("train", cwd=tmp_path).returncode == 2
     assert "Traceback" in run("--debug", "infer", "missing.nii.gz", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize(("options", "progress"), [([], None), (["--quiet"], False)])
+def test_quiet_training_has_no_bar(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], progress: bool | None
+) -> None:
+    seen = []
+
+    def train(*arguments: object, **named: object) -> SimpleNamespace:
+        seen.append(named["progress"])
+        return SimpleNamespace(main_process=False)
+
+    monkeypatch.setattr("adl_monai.stages.train.train", train)
+    assert CliRunner().invoke(cli, [*options, "train", str(manifest)], catch_exceptions=False).exit_code == 0
+    assert seen == [progress]
 
 
 def test_diverging_training_exits_with_6_and_keeps_the_checkpoint(manifest: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def window_for(spatial_shape: Sequence[int]) -> tuple[int, ...]:
 def gaussian_band(size: int, width: int) -> torch.Tensor:
     """What gives the Gaussian-weighted mean of each whole window along an axis: (size - width + 1, size).
 
-    A product with it is about fifteen times as fast as MONAI's convolution, whose kernel has the window's 11³ voxels.
+    A product with it takes a tenth of the time of MONAI's ``separable_filtering`` and gives the same.
     """
     weights = torch.exp(-((torch.arange(width) - (width - 1) / 2) ** 2) / (2 * SIGMA**2))
     band = torch.zeros(size - width + 1, size)
@@ -136,8 +136,9 @@ def gaussian_band(size: int, width: int) -> torch.Tensor:
 
 def _windowed(image: torch.Tensor, bands: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean of each window, axis by axis: (B, C, H, W[, D]), smaller by the width less one."""
-    for axis, band in enumerate(bands, start=2):
-        image = (image.movedim(axis, -1) @ band.T).movedim(-1, axis)
+    with torch.autocast(image.device.type, enabled=False):  # which would make it a product in lower precision
+        for axis, band in enumerate(bands, start=2):
+            image = (image.movedim(axis, -1) @ band.T).movedim(-1, axis)
     return image
 
 

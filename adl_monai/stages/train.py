@@ -58,6 +58,7 @@ def train(
     teachers: Sequence[str | Path] = (),
     resume: bool = False,
     overwrite: bool = False,
+    progress: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Train a denoiser.
@@ -84,6 +85,7 @@ def train(
         resume: Go on from the run folder's last checkpoint, with the options that the run was started with; those
             given here come on top.
         overwrite: Start anew in a folder that holds a run, deleting that run's files.
+        progress: Whether to show bars; None shows them on a terminal, unless ``overrides`` say otherwise.
         overrides: Config ids of ``train.json`` and their values, such as ``{"max_epochs": 10}``.
 
     Raises:
@@ -121,7 +123,8 @@ def train(
 
     values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **options.overrides}
     checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
-    workflow = open_workflow(source, configs, "train", {**values, **checked})
+    shown = {} if progress is None else {"progress": progress}
+    workflow = open_workflow(source, configs, "train", {**values, **checked, **shown})
     handler = _log_to(run_dir) if main_process else None
     try:
         with surfacing_user_errors():

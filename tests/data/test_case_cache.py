@@ -17,11 +17,7 @@ from adl_monai.errors import AdlError, OutputError, ScanFileError, SeriesGeometr
 class Faulty(Transform):
     """Raises what a case says."""
 
-    def __init__(self) -> None:
-        self.met: list[str] = []
-
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        self.met.append(data["name"])
         if "fault" in data:
             raise data["fault"]
         return {"image": torch.zeros(1, 8, 8, 8)}

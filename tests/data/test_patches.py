@@ -200,7 +200,7 @@ def test_cases_that_are_not_kept_in_memory_need_none(monkeypatch, tmp_path, cach
 @pytest.mark.parametrize("cached", [{}, {"cache_dir": "cache"}])
 def test_preparing_shows_a_bar_where_it_is_wanted(monkeypatch, tmp_path, capsys, cached):
     monkeypatch.chdir(tmp_path)
-    dataset(cases=3, progress=False)
+    dataset(cases=3, progress=False, **dict.fromkeys(cached, "quiet"))
     assert capsys.readouterr().err == ""
     dataset(cases=3, progress=True, **cached)
     assert "3/3" in capsys.readouterr().err

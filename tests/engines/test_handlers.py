@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_a_preview_shows_the_middle_slice_upright() -> None:
 def test_the_bar_is_quiet_without_a_terminal() -> None:
     assert ProgressHandler().show is False
     assert ProgressHandler(show=True, active=False).show is False
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_run_shows_its_bars_where_they_are_wanted(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    train(manifest, tmp_path / "run", progress=shown, overrides={**TINY, "max_epochs": 1})
+    seen = capsys.readouterr().err
+    assert seen.count("Loading dataset:   0%") == 2 * shown  # to train on, and to validate with
+    assert ("epoch 1/1" in seen) == shown
+    assert shown or seen == ""
+    recorded = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert "progress" not in recorded["overrides"], "how one looks at a run is no part of it"
 
 
 def test_a_network_that_returns_its_input_is_noticed(manifest: Path, tmp_path: Path) -> None:

@@ -74,6 +74,13 @@ def test_ssim_is_monais() -> None:
     torch.testing.assert_close(ssim(denoised, clean, 1.0), torch.as_tensor(expected).flatten(), rtol=0, atol=1e-5)
 
 
+def test_ssim_keeps_its_precision_under_autocast() -> None:
+    denoised, clean = noisy_pair((1, 1, 25, 22, 19))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = ssim(denoised, clean, 1.0)
+    assert torch.equal(inside, ssim(denoised, clean, 1.0))
+
+
 def test_each_image_of_a_batch_is_measured_on_its_own() -> None:
     clean = torch.rand(3, 1, 16, 16, 16)
     denoised = clean + torch.tensor([0.0, 0.01, 0.1]).view(3, 1, 1, 1, 1) * torch.randn(clean.shape)
