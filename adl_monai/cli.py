@@ -316,12 +316,13 @@ def _leave(code: object) -> NoReturn:
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a closed pipe
-            stream.flush()
+            if stream is not None:  # the shell's >&-
+                stream.flush()
     os._exit(code if isinstance(code, int) else 1)
 
 
 def _progress(settings: dict[str, Any]) -> bool:
-    return sys.stderr.isatty() and not settings["quiet"]
+    return sys.stderr is not None and sys.stderr.isatty() and not settings["quiet"]
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:

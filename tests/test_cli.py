@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -60,6 +63,19 @@ def test_errors_are_one_paragraph_with_an_exit_code(tmp_path: Path) -> None:
 
     assert run("train", cwd=tmp_path).returncode == 2
     assert "Traceback" in run("--debug", "infer", "missing.nii.gz", cwd=tmp_path).stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", ["2>&-", ">&-"])
+def test_streams_that_a_script_has_closed(tmp_path: Path, closed: str) -> None:
+    nib.save(nib.Nifti1Image(np.arange(16**3, dtype=np.int16).reshape(16, 16, 16), np.eye(4)), tmp_path / "a.nii")
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m adl_monai infer a.nii {closed}",
+        shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "a_denoised.nii").is_file()
 
 
 @pytest.mark.parametrize(("options", "progress"), [([], None), (["--quiet"], False)])

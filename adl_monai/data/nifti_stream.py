@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from adl_monai.data.nifti_header import Header, check_end, read_header, read_pie
 from adl_monai.data.normalization import range_of_sample, sample_step
 from adl_monai.data.output import check_room
 from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
-from adl_monai.data.volume import check_scale, count_not_finite, scaled, warn_lost_digits
+from adl_monai.data.volume import check_contrast, check_scale, count_not_finite, scaled, warn_lost_digits
 from adl_monai.errors import OutputError, ScanFileError
 
 _PIECE = 1 << 20  # voxels looked at in one go
@@ -105,6 +105,7 @@ def open_nifti_source(path: Path, output: Path) -> Iterator[NiftiSource]:
                     _keep(inflated, piece, output)
             check_end(stream, path)
         check_scale(path, survey.broken, survey.beyond, math.prod(shape), header.slope, header.inter)
+        check_contrast(path, (float(survey.lowest), float(survey.highest)), lambda: survey.stored)
         warn_of_geometry(header, path)
         extremes = np.array([survey.lowest, survey.highest], np.float32)
         warn_lost_digits(extremes, header.dtype, path, header.slope)
@@ -164,6 +165,7 @@ class _Survey:
     def __init__(self, header: Header, shape: tuple[int, int, int]) -> None:
         self.lowest, self.highest = np.float32(np.inf), np.float32(-np.inf)
         self.broken = self.beyond = 0
+        self.stored: tuple[Any, Any] = np.inf, -np.inf
         self._scale = header.slope, header.inter
         self._places = _sampled_places(shape)
         self._passed = 0
@@ -175,6 +177,7 @@ class _Survey:
         self.broken += count_not_finite(stored)
         self.beyond += count_not_finite(values)
         with np.errstate(invalid="ignore"):
+            self.stored = min(self.stored[0], stored.min()), max(self.stored[1], stored.max())
             self.lowest, self.highest = min(self.lowest, values.min()), max(self.highest, values.max())
         first, last = np.searchsorted(self._places, [self._passed, self._passed + len(values)])
         self.sampled[first:last] = values[self._places[first:last] - self._passed]

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
 logger = logging.getLogger("adl_monai")
+
+FEWEST_STEPS = 4096
+"""Of float32 within the range of a scan, below which contrasts are visibly rounded: 12 bits, as scanners store."""
 
 _BLOCK = 16  # slices converted at a time, so that no float64 copy of a whole scan exists
 
@@ -119,6 +123,7 @@ def to_float32(stored: np.ndarray, path: Path, slope: float = 1.0, inter: float 
     for start in range(0, stored.shape[-1], _BLOCK):
         values[..., start : start + _BLOCK] = scaled(stored[..., start : start + _BLOCK], slope, inter)
     check_scale(path, 0, count_not_finite(values), values.size, slope, inter)
+    check_contrast(path, (float(values.min()), float(values.max())), lambda: (stored.min(), stored.max()))
     return values
 
 
@@ -162,20 +167,55 @@ def check_scale(path: Path, broken: int, beyond: int, size: int, slope: float, i
         )
 
 
-def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slope: float = 1.0) -> None:
-    """Warn when float32 cannot tell neighbouring integer codes of this scan apart."""
-    if stored_dtype.kind not in "iu":
+def check_contrast(path: Path, values: tuple[float, float], stored: Callable[[], tuple[Any, Any]]) -> None:
+    """Refuse a scan that is constant in float32 alone: it would be flattened.
+
+    Args:
+        path: Named in errors.
+        values: The smallest and the largest value, in float32.
+        stored: Gives the smallest and the largest stored voxel; asked only if the values are equal.
+
+    Raises:
+        ScanFileError: If the stored voxels differ and the values do not.
+    """
+    if values[0] != values[1]:
         return
-    peak = np.float32(max(abs(float(values.max())), abs(float(values.min()))))
-    if np.spacing(np.nextafter(peak, np.float32(0))) > abs(slope):
+    low, high = stored()
+    if low != high:
+        raise ScanFileError(
+            f"{path}: the voxels differ (from {low!s} to {high!s} as stored), but are all {values[0]:g} in float32, in "
+            "which images are denoised; subtract an offset that they share, or scale them up."
+        )
+
+
+def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slope: float = 1.0) -> None:
+    """Warn when float32 cannot tell neighbouring values of this scan apart.
+
+    Of integers, neighbours are one code apart. Of float64 it cannot be known: the whole range is held to
+    ``FEWEST_STEPS`` steps of float32.
+    """
+    lowest, highest = float(values.min()), float(values.max())
+    peak = np.float32(max(abs(lowest), abs(highest)))
+    step = float(np.spacing(np.nextafter(peak, np.float32(0))))
+    if stored_dtype.kind in "iu":
+        if step > abs(slope):
+            logger.warning(
+                "%s: %s voxels reach %g, where float32 resolves steps of %g but the file holds steps of %g; "
+                "the last digits are lost.",
+                path,
+                stored_dtype.name,
+                peak,
+                np.spacing(peak),
+                abs(slope),
+            )
+    elif stored_dtype.itemsize > 4 and lowest < highest < lowest + FEWEST_STEPS * step:
         logger.warning(
-            "%s: %s voxels reach %g, where float32 resolves steps of %g but the file holds steps of %g; "
-            "the last digits are lost.",
+            "%s: values lie between %g and %g, where float32 resolves steps of %g; finer contrasts are lost. Subtract "
+            "an offset that the values share.",
             path,
-            stored_dtype.name,
-            peak,
-            np.spacing(peak),
-            abs(slope),
+            lowest,
+            highest,
+            step,
         )
 
 

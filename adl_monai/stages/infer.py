@@ -88,7 +88,7 @@ def infer(
     # Shared out before a look at what is there: that changes while other processes work.
     own = shard.share(jobs, [size_of(job) for job in jobs]) if shard.count > 1 else jobs
     left = [job for job in own if not (resume and is_done(job))]
-    check_outputs(left, overwrite or resume)
+    check_outputs(left, overwrite or resume, preview)
     tally = Tally(len(own), len(own) - len(left), report)
     with shard.outlasting_the_others():
         if left:

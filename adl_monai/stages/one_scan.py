@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from adl_monai.bundle import Denoiser, load_denoiser
+from adl_monai.data.geometry import spacing_from_affine
+from adl_monai.data.nifti import peek_header
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
-from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
+from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
 from adl_monai.stages.pipeline import AT_ONCE, Steps
 from adl_monai.stages.sizes import fits
+from adl_monai.stages.slices import fitting_axes
 from adl_monai.stages.stream import can_stream, denoise_stream
 from adl_monai.stages.tally import InferenceResult
 
@@ -51,6 +55,16 @@ class DenoiserChoice:
                 f"the image is 2D, but model {denoiser.name!r} is 3D; pass a 2D model with --model, or none."
             )
         return denoiser
+
+    def fitting(self, shape: Sequence[int], affine: np.ndarray) -> Denoiser:
+        """The denoiser for an image of this shape (without channels) and geometry, (4, 4).
+
+        Raises:
+            ModelError: As ``get`` does.
+        """
+        if self.model is not None:
+            return self.get(len(shape))
+        return self.get(fitting_axes(shape, spacing_from_affine(affine)))
 
     def fits(self, job: Job, scans: int = 1) -> bool:
         """Whether so many scans like this one can be denoised in memory with these options, see `fits`."""
@@ -101,31 +115,31 @@ def steps_of(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, Infe
     return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), crowds)
 
 
-def _streams(denoisers: DenoiserChoice, job: Job) -> bool:
-    """Whether a scan, alone, is too large for the memory and can be denoised from disk to disk."""
-    denoiser = denoisers.get()
-    if not (denoiser.inferer.can_stream(denoiser.network) and can_stream(job)):
-        return False
-    return not denoisers.fits(job)
+def _streaming(denoisers: DenoiserChoice, job: Job) -> Denoiser | None:
+    """What denoises a scan from disk to disk, if that can be and the scan alone is too large for the memory."""
+    if not can_stream(job):
+        return None
+    header = peek_header(job.source)
+    denoiser = denoisers.fitting(header.shape, header.affine)
+    if not denoiser.inferer.can_stream(denoiser.network) or denoisers.fits(job):
+        return None
+    return denoiser
 
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
-    if _streams(denoisers, job):
+    if (denoiser := _streaming(denoisers, job)) is not None:
         options = {key: denoisers.options[key] for key in ("strength", "overwrite") if key in denoisers.options}
         dtype = denoisers.options.get("output_dtype", "same")
-        denoiser = denoisers.get()
         clipped = denoise_stream(job, denoiser, dtype=dtype, preview=preview, **options)
         return InferenceResult(job.source, job.output, clipped)
     return _write(_compute(_read(denoisers, job)), preview)
 
 
 def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
-    source = {"image": str(job.source), "output": str(job.output)}
-    denoiser = denoisers.get()
-    case = denoiser.preprocessing(source)
-    fitting = denoisers.get(case["image"].ndim - 1)
-    if fitting is not denoiser:
-        denoiser, case = fitting, fitting.preprocessing(source)
+    # The first transform of every bundle loads, alike; what it finds tells which model is for it.
+    loaded = denoisers.get().preprocessing({"image": str(job.source), "output": str(job.output)}, end=1)
+    denoiser = denoisers.fitting(loaded["image"].shape, loaded["image"].affine.numpy())
+    case = denoiser.preprocessing(loaded, start=1)
     noisy = case["image"]
     warn_of_spacing(job.source, noisy.affine.numpy(), noisy.ndim - 1)
     return _Case(job, denoiser, case)
@@ -143,9 +157,10 @@ def _compute(case: _Case) -> _Case:
 
 
 def _write(case: _Case, preview: bool) -> InferenceResult:
-    if preview:
-        write_preview(case.job.preview, case.content["image"], case.content["pred"])
+    picture = draw_preview(case.content["image"], case.content["pred"]) if preview else None
     written = case.denoiser.postprocessing(case.content)
+    if picture is not None:  # of a scan that could not be written there is none
+        write_preview(case.job.preview, picture)
     return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]))
 
 

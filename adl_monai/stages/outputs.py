@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from adl_monai.data.formats import find_scans, is_scan, scan_suffix
+from adl_monai.data.formats import OUTPUT_SUFFIXES, find_scans, is_scan, scan_suffix
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.monai_io import default_output_path
 from adl_monai.data.output import check_output
@@ -25,6 +25,9 @@ USUAL_MM = (0.02, 20.0)
 """Voxel edges that images of patients have, from micro-CT to thick slices; others are most likely a wrong unit."""
 
 SMALLEST_PICTURE = 256  # pixels high, or little less
+
+OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".nhdr", ".raw", ".npy", ".npz")
+"""What people call images in formats that are not written; as the name of a folder most likely a mistake."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
     """Expand folders and manifests and name the outputs, whether or not they exist already.
 
     What a folder holds of the outputs of its own scans, from an earlier run or another process, is no scan to denoise.
+    A link is called by its own name, not by its target's.
 
     Args:
         inputs: Scan files, DICOM series folders, folders of scans, manifests (every ``image`` in them).
@@ -52,13 +56,17 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
 
     Raises:
         UsageError: If an input does not exist or is no scan, or two inputs would share an output.
-        OutputError: If an output is one of the inputs, or inside one.
+        OutputError: If an output is one of the inputs, or inside one, or has a suffix of a format that is not written.
     """
     folder = (output or Path()).resolve()
     sources = [scan for path in inputs for scan in _scans_of(path, folder)]
     if not sources:
         raise UsageError("no input scans were given.")
     single = len(sources) == 1 and not any(path.suffix == ".json" for path in inputs)
+    if output is not None and output.name.lower().endswith(OTHER_FORMATS) and not output.is_dir():
+        raise OutputError(
+            f"{output}: cannot write this format; expected one of {', '.join(OUTPUT_SUFFIXES)}, or a folder."
+        )
     if output is not None and single and _names_output(output, sources[0], inputs[0]):
         jobs = [Job(sources[0], output.resolve())]
     else:
@@ -76,16 +84,19 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
     return jobs
 
 
-def check_outputs(jobs: Sequence[Job], overwrite: bool) -> None:
+def check_outputs(jobs: Sequence[Job], overwrite: bool, preview: bool = False) -> None:
     """Refuse what cannot be written.
 
     Args:
         jobs: Those that this process will do: another one may be writing the outputs of others.
         overwrite: Allow outputs that exist.
+        preview: Whether pictures will be written too.
 
     Raises:
-        OutputError: If an output exists, or its folder cannot be written.
+        OutputError: If an output or a picture exists, its folder cannot be written, or two share a picture.
     """
+    if preview:
+        _check_previews(jobs, overwrite)
     for job in jobs:
         try:
             job.output.parent.mkdir(parents=True, exist_ok=True)
@@ -126,28 +137,47 @@ def warn_of_spacing(source: Path, affine: np.ndarray, axes: int = 3) -> None:
         )
 
 
-def write_preview(path: Path, noisy: Tensor, denoised: Tensor) -> None:
-    """Write noisy, denoised and the amplified residual side by side as a grey PNG; small slices are enlarged."""
-    from PIL import Image
-
+def draw_preview(noisy: Tensor, denoised: Tensor) -> np.ndarray:
+    """Noisy, denoised and the amplified residual side by side as 8-bit greys; small slices are enlarged."""
     from adl_monai.engines.preview import preview_row
 
     row = preview_row(noisy, denoised)[0]
     enlarge = max(1, SMALLEST_PICTURE // row.shape[0])
     row = row.repeat_interleave(enlarge, 0).repeat_interleave(enlarge, 1)
+    return np.asarray((row * 255).round().byte())
+
+
+def write_preview(path: Path, picture: np.ndarray) -> None:
+    """Write what ``draw_preview`` gave as a PNG."""
+    from PIL import Image
+
     with replacing(path) as temporary:
-        Image.fromarray((row * 255).round().byte().numpy()).save(temporary, format="PNG")
+        Image.fromarray(picture).save(temporary, format="PNG")
+
+
+def _at_home(path: Path) -> Path:
+    """A leading ``~`` stands for the home folder, unless it is just how a file's name begins."""
+    if path.exists():
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user
+        return path
+
+
+def _absolute(path: Path) -> Path:
+    """The whole path; a link in the last place keeps its name, which may say more than its target's."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def _expand(path: Path) -> list[Path]:
-    path = path.expanduser()
     if not path.exists():
         raise UsageError(f"input {path} does not exist.")
     if path.suffix.lower() == ".json":
         manifest = load_manifest(path)
         cases = (*manifest.training, *manifest.validation, *manifest.test)
         return list(dict.fromkeys(Path(case.image) for case in cases if not case.image.startswith("synthetic:")))
-    path = path.resolve()
+    path = _absolute(path)
     if path.is_dir():
         scans = find_scans(path)
         if not scans:
@@ -160,12 +190,27 @@ def _expand(path: Path) -> list[Path]:
 
 def _scans_of(path: Path, folder: Path) -> list[Path]:
     """The scans that an input stands for; of those that were found, not named, without the outputs of the others."""
+    path = _at_home(path)
     scans = _expand(path)
-    if not path.expanduser().is_dir():
+    if not path.is_dir():
         return scans
-    jobs = [_job(scan, folder) for scan in scans]
-    outputs = {made for job in jobs for made in (job.output, job.preview)}
-    return [scan for scan in scans if scan not in outputs]
+    of_this_run = _made([_job(scan, folder) for scan in scans])
+    beside = _made([_job(scan, scan.parent) for scan in scans])
+    earlier = [scan for scan in scans if _absolute(scan) in beside - of_this_run]
+    if earlier:
+        logger.warning(
+            "%s: %d results of an earlier run, which lie beside their scans, are left out (%s%s); name them to "
+            "denoise them again.",
+            path,
+            len(earlier),
+            ", ".join(scan.name for scan in earlier[:3]),
+            ", ..." if len(earlier) > 3 else "",
+        )
+    return [scan for scan in scans if _absolute(scan) not in of_this_run | beside]
+
+
+def _made(jobs: Sequence[Job]) -> set[Path]:
+    return {_absolute(made) for job in jobs for made in (job.output, job.preview)}
 
 
 def _job(source: Path, folder: Path) -> Job:
@@ -182,7 +227,22 @@ def _names_output(output: Path, source: Path, given: Path) -> bool:
     """Whether ``-o`` is the result itself, not the folder to put it into."""
     if scan_suffix(output):
         return not output.is_dir()
-    return source.is_dir() and given.resolve() == source  # a DICOM series becomes a folder
+    return source.is_dir() and _absolute(_at_home(given)) == source  # a DICOM series becomes a folder
+
+
+def _check_previews(jobs: Sequence[Job], overwrite: bool) -> None:
+    sources = {job.source.resolve() for job in jobs}
+    counts = Counter(job.preview for job in jobs)
+    for job in jobs:
+        if counts[job.preview] > 1:
+            raise OutputError(
+                f"several scans would share the picture {job.preview}; give them in separate runs with different -o "
+                "folders, or leave out --preview."
+            )
+        if job.preview.resolve() in sources:
+            raise OutputError(f"the picture {job.preview} is an input; write to another folder with -o.")
+        if job.preview.exists() and not (overwrite and job.preview.is_file()):
+            raise OutputError(f"picture {job.preview} exists; pass --overwrite to replace it, or another -o.")
 
 
 def _keep_apart(jobs: Sequence[Job]) -> None:

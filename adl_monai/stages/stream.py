@@ -26,7 +26,7 @@ from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
 from adl_monai.inferers.ensemble import Sums
-from adl_monai.stages.outputs import Job, warn_of_spacing, write_preview
+from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def denoise_stream(
                     _run(source, sink, denoiser, (offset, scale), strength, middle, sums)
         if middle is not None:
             noisy = normalize(torch.from_numpy(source.read(middle.box)), offset, scale or 1.0)[None]
-            write_preview(job.preview, noisy, noisy if constant else middle.plane)
+            write_preview(job.preview, draw_preview(noisy, noisy if constant else middle.plane))
     return sink.clipped
 
 

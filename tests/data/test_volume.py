@@ -72,6 +72,9 @@ def test_to_float32_is_contiguous_whatever_the_file_order() -> None:
         (np.array([[30000]], np.int16), 1.0, False),
         (np.array([[2**24 + 2]], np.int64), 0.5, True),
         (np.array([[1e30]], np.float64), 1.0, False),
+        (np.array([[1e6, 1e6 + 1]], np.float64), 1.0, True),
+        (np.array([[1e3, 1e3 + 1]], np.float64), 1.0, False),
+        (np.array([[1e6, 1e6 + 1]], np.float32), 1.0, False),
     ],
 )
 def test_lost_digits_are_warned_of(
@@ -80,6 +83,19 @@ def test_lost_digits_are_warned_of(
     with caplog.at_level(logging.WARNING, "adl_monai"):
         warn_lost_digits(to_float32(stored, SCAN, slope), stored.dtype, SCAN, slope)
     assert bool(caplog.records) is warned
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [np.array([[1e8, 1e8 + 1]]), np.array([[0.0, 1e-300]]), np.array([[2**40, 2**40 + 1]], np.int64)],
+)
+def test_what_float32_would_flatten_is_refused(stored: np.ndarray) -> None:
+    with pytest.raises(ScanFileError, match=r"voxels differ .* but are all .* in float32"):
+        to_float32(stored, SCAN)
+
+
+def test_a_constant_is_not_refused() -> None:
+    assert to_float32(np.full((2, 2), 1e8 + 1), SCAN).tolist() == [[1e8, 1e8], [1e8, 1e8]]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""From which slice thickness on a volume is better denoised slice by slice.
+
+    python benchmarks/thick_slices.py MANIFEST [--crop 96] [--thickness 1 3 4 5] [--noise gaussian:10/255 ...]
+
+Slices of each clean volume are averaged along its last axis in groups, as a thick slice averages the tissue in it;
+``--gap`` takes the first of each group instead, which is a thin slice and a gap. Then noise is added, and both shipped
+models denoise the same array. One line for each thickness: PSNR of adl3d and adl2d (means over the cases) for each
+noise, and the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from quality import checked_noise, clean_images, parse_noise
+
+from adl_monai.bundle import load_denoiser
+from adl_monai.data.degradations import Degradation, case_seed
+from adl_monai.metrics import psnr
+from adl_monai.stages.arrays import denoise
+
+NOISE = ["gaussian:10/255", "gaussian:25/255", "rician:5/100", "correlated:10/255", "correlated_rician:5/100"]
+SLICES = 16
+
+
+def thick(clean: np.ndarray, thickness: int, gap: bool) -> np.ndarray:
+    """The middle slices of a volume in groups of ``thickness``.
+
+    Args:
+        clean: (H, W, D).
+        thickness: Slices of a group.
+        gap: Take the first of each group, not their mean.
+
+    Returns:
+        (H, W, N), at most ``SLICES`` of them.
+    """
+    count = min(SLICES, clean.shape[2] // thickness)
+    start = (clean.shape[2] - count * thickness) // 2
+    groups = clean[:, :, start : start + count * thickness].reshape(*clean.shape[:2], count, thickness)
+    return np.ascontiguousarray(groups[..., 0] if gap else groups.mean(-1))
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--crop", type=int, default=96, help="of the first two axes")
+    parser.add_argument("--thickness", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 8], help="in voxels")
+    parser.add_argument("--gap", action="store_true")
+    parser.add_argument("--noise", action="append", type=checked_noise)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    models = [load_denoiser(name) for name in ("adl3d", "adl2d")]
+    noise = options.noise or NOISE
+    volumes = list(clean_images(options.manifest, options.split, None, None))
+    print(f"| voxels | {' | '.join(noise)} |", "|---" * (len(noise) + 1) + "|", sep="\n", flush=True)
+    for thickness in options.thickness:
+        cells = []
+        for spec in noise:
+            kind, _, sigma = parse_noise(spec)
+            found = []
+            for name, volume in volumes:
+                edges = [slice(max(0, (n - options.crop) // 2), (n + options.crop) // 2) for n in volume.shape[:2]]
+                clean = torch.from_numpy(thick(volume[tuple(edges)], thickness, options.gap))[None]
+                noisy = Degradation(kind, sigma, case_seed(options.seed, name)).apply(clean)[0].numpy()
+                results = [torch.from_numpy(denoise(noisy, model))[None, None] for model in models]
+                found.append([float(psnr(result, clean[None], 1.0)) for result in results])
+            of_3d, of_2d = np.mean(found, axis=0)
+            cells.append(f"{of_3d:.2f} / {of_2d:.2f} ({of_2d - of_3d:+.2f})")
+        print(f"| {thickness} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
