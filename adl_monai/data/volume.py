@@ -210,7 +210,7 @@ def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slo
             )
     elif stored_dtype.itemsize > 4 and lowest < highest < lowest + FEWEST_STEPS * step:
         logger.warning(
-            "%s: values lie between %g and %g, where float32 resolves steps of %g; finer contrasts are lost. Subtract "
+            "%s: values lie between %s and %s, where float32 resolves steps of %g; finer contrasts are lost. Subtract "
             "an offset that the values share.",
             path,
             lowest,

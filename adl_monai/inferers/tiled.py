@@ -16,6 +16,7 @@ from adl_monai.data.normalization import robust_range
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
 from adl_monai.inferers.ensemble import Sums, check_ensemble, mean_over_flips, stream_over_flips
+from adl_monai.inferers.far_values import are_far, without_far_values
 from adl_monai.inferers.sweep import Read, Sweep, Write, mirror
 from adl_monai.inferers.unet_stream import can_roll
 from adl_monai.memory import memory_budget
@@ -33,7 +34,8 @@ class TiledInferer(Inferer):
     with Gaussian blending; there ``tile``, ``overlap`` and ``batch_size`` count.
 
     A 2D network on a volume runs on each slice along the last axis. Images go in and come out in float32 whatever the
-    precision of the network. Where memory runs out, it tries again with smaller pieces.
+    precision of the network. Where memory runs out, it tries again with smaller pieces. What lies far
+    outside [0, 1] (``far_values``) comes back about as it was and disturbs its neighbours little.
 
     Args:
         spatial_dims: Of the network: 2 or 3.
@@ -122,12 +124,17 @@ class TiledInferer(Inferer):
         )
 
     def _run(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        image = inputs.as_subclass(Tensor).float()
+        given = inputs.as_subclass(Tensor).float()
+        lowest, highest = given.aminmax()
+        far = are_far(float(lowest), float(highest))
+        image = without_far_values(given) if far else given
         if can_roll(network) and not args and not kwargs:
             sweep = self._sweep(network, inputs.device)
             denoised = mean_over_flips(lambda one: self._sweep_image(one, sweep), image, self.ensemble)
         else:
             denoised = self._run_tiles(image, network, *args, **kwargs)
+        if far:
+            denoised = denoised + (given - image)
         return _like(denoised, inputs)
 
     def _sweep(self, network: Any, device: torch.device) -> Sweep:
@@ -189,7 +196,8 @@ class TiledInferer(Inferer):
         Boxes are whole planes, in their order along the last axis, unless planes are too large for the memory.
 
         Args:
-            read: Gives the voxels of a box, a slice for each of the three axes: (1, C, h, w, d), float32, about [0, 1].
+            read: Gives the voxels of a box, a slice for each of the three axes: (1, C, h, w, d), float32, about [0, 1],
+                ``without_far_values``.
             write: Takes the denoised voxels of a box, in the same layout; every voxel comes once.
             shape: Of the volume.
             network: For which ``can_stream`` holds.

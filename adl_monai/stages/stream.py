@@ -26,6 +26,7 @@ from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
 from adl_monai.inferers.ensemble import Sums
+from adl_monai.inferers.far_values import are_far, without_far_values
 from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
 
 logger = logging.getLogger(__name__)
@@ -102,12 +103,21 @@ def _run(
             noisy[0, 0, :, :, planes] = normalize(torch.from_numpy(source.read(part)), *intensities)
         return noisy
 
-    with ReadAhead(read, source.shape[2]) as ahead, WriteBehind(sink.write) as behind:
+    offset, scale = intensities
+    far = are_far((source.lowest - offset) / scale, (source.highest - offset) / scale)
+
+    def read_for_network(box: Box) -> Tensor:
+        return without_far_values(read(box)) if far else read(box)
+
+    with ReadAhead(read_for_network, source.shape[2]) as ahead, WriteBehind(sink.write) as behind:
 
         def write(box: Box, denoised: Tensor) -> None:
-            if middle is not None:
-                middle.take(box, denoised)
             pred = denoised.detach().float().cpu()
+            if far:
+                noisy = read(box)
+                pred = pred + (noisy - without_far_values(noisy))
+            if middle is not None:
+                middle.take(box, pred)
             if strength != 1:
                 pred = torch.lerp(read(box), pred, strength)
             # A new tensor: the inferer may go on with its own while this one is written.

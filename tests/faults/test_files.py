@@ -139,11 +139,20 @@ def test_row_11_a_constant_image_comes_back_with_a_warning(tmp_path: Path, comma
 
 
 def test_row_13_int64_beyond_float32_is_warned_of(tmp_path: Path, command: Command) -> None:
-    path = build_nifti(tmp_path / "scan.nii", voxels("int64") + 2**40)
+    path = build_nifti(tmp_path / "scan.nii", voxels("int64") + 2**30)
     outcome = command("infer", path, "-o", tmp_path / "out.nii", "--strength", "0")
     assert outcome.code == 0
-    assert "int64 voxels reach 1.09951e+12" in outcome.err
+    assert "int64 voxels reach 1.0737" in outcome.err
     assert "the last digits are lost" in outcome.err
+
+
+@pytest.mark.parametrize("dtype, offset", [("int64", 2**40), ("float64", 1e12)])
+def test_what_float32_would_flatten_is_refused(tmp_path: Path, command: Command, dtype: str, offset: float) -> None:
+    path = build_nifti(tmp_path / "scan.nii", (voxels("int64") + offset).astype(dtype))
+    outcome = command("infer", path, "-o", tmp_path / "out.nii")
+    assert outcome.code == 3
+    assert "the voxels differ" in outcome.err
+    assert not (tmp_path / "out.nii").exists()
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

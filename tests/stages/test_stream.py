@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from adl_monai.data.normalization import MAX_SAMPLED_VOXELS
+from adl_monai.errors import ScanFileError
 from adl_monai.inferers.unet_stream import UNetStream
 from adl_monai.stages import one_scan
 from adl_monai.stages.infer import infer
@@ -142,7 +143,7 @@ def test_warnings_are_the_same(
     stand_in(monkeypatch)
     source = build_nifti(
         tmp_path / "scan.nii.gz",
-        voxels("int64") + 2**40,
+        voxels("int64") + 2**30,
         np.diag([1e-3, 1e-3, 1e-3, 1.0]),
         codes=(1, 1),
         fields={"qoffset_x": 99.0, "pixdim": [1, 2, 2, 2, 0, 0, 0, 0]},
@@ -153,6 +154,17 @@ def test_warnings_are_the_same(
     assert len(said) >= 8
     half = len(said) // 2
     assert said[half:] == [line.replace("memory.nii", "stream.nii") for line in said[:half]]
+
+
+@pytest.mark.parametrize("budget", [1 << 40, 0])
+def test_what_float32_would_flatten_is_refused(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    stand_in(monkeypatch)
+    source = build_nifti(tmp_path / "scan.nii.gz", voxels("int64") + 1e13)
+    with pytest.raises(ScanFileError, match="the voxels differ"):
+        infer([source], tmp_path / "out.nii", model=identity_model(3), max_memory=budget)
+    assert not (tmp_path / "out.nii").exists()
 
 
 def test_which_jobs_can_be_streamed(tmp_path: Path) -> None:

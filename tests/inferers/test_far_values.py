@@ -1,0 +1,71 @@
+"""Dead pixels, metal and other values far outside the range of a scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import adl_monai
+from adl_monai.bundle import load_denoiser
+from adl_monai.inferers import TiledInferer
+from adl_monai.inferers.far_values import HIGHEST, LOWEST
+from adl_monai.stages.infer import infer
+from adl_monai.stages.one_scan import DenoiserChoice
+
+
+@pytest.fixture
+def noisy(rng: np.random.Generator) -> np.ndarray:
+    """Two plains, 100 to 1000, and noise of 5 % on them."""
+    scan = np.full((40, 40, 32), 100.0, np.float32)
+    scan[12:30] = 1000
+    return scan + rng.normal(0, 50, scan.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("value, most, on_average", [(60_000.0, 0.05, 0.002), (-60_000.0, 0.12, 0.005)])
+def test_a_dead_pixel_spoils_little_around_it(noisy: np.ndarray, value: float, most: float, on_average: float) -> None:
+    """Before: up to 0.18 and 0.8 of the range, 0.012 and 0.053 on average."""
+    model = load_denoiser("adl3d", precision="fp32")
+    expected = adl_monai.denoise(noisy, model)
+    damaged = noisy.copy()
+    damaged[20, 20, 16] = value
+    found = adl_monai.denoise(damaged, model)
+    distance = np.sqrt(sum((axis - at) ** 2 for axis, at in zip(np.indices(noisy.shape), (20, 20, 16), strict=True)))
+    change = (found - expected)[distance > 3] / 900
+    assert np.abs(change).max() < most
+    assert np.sqrt((change**2).mean()) < on_average
+    assert found[20, 20, 16] == pytest.approx(value, rel=0.01)
+
+
+def test_values_up_to_there_are_seen_as_they_are() -> None:
+    class Doubling(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return 2 * image
+
+    image = torch.linspace(LOWEST, HIGHEST, 16**3).view(1, 1, 16, 16, 16)
+    inferer = TiledInferer(3, 16)
+    assert torch.allclose(inferer(image, Doubling()), 2 * image, atol=1e-5)
+    image[0, 0, 0, 0, 0] = -100
+    assert inferer(image, Doubling())[0, 0, 0, 0, 0] == pytest.approx(2 * LOWEST - (100 + LOWEST))
+
+
+def test_from_disk_to_disk_alike(
+    tmp_path: Path, noisy: np.ndarray, identity_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy[20, 20, 16], noisy[3, 30, 8] = 60_000, -60_000
+    nib.save(nib.Nifti1Image(noisy, np.eye(4)), tmp_path / "scan.nii")
+    outputs = []
+    for name, in_memory in (("memory", True), ("stream", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(DenoiserChoice, "fits", lambda *arguments, answer=in_memory: answer)
+            (result,) = infer(
+                [tmp_path / "scan.nii"], tmp_path / f"{name}.nii", model=identity_model(3, 0.3), precision="fp32",
+                strength=0.8,
+            )  # fmt: skip
+        outputs.append(nib.load(result.output).get_fdata())
+    assert np.abs(outputs[0] - noisy).max() > 1, "nothing was changed"
+    assert np.abs(outputs[0] - outputs[1]).max() < 0.02
