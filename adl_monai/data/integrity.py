@@ -11,12 +11,14 @@ import re
 import zlib
 from pathlib import Path
 
+from adl_monai.data.tiff_checks import check_tiff
 from adl_monai.data.tiff_tags import read_tiff
 from adl_monai.errors import ScanFileError
 
 _MOST_EXPANSION = 2000  # beyond what deflate (1032) and TIFF's LZW can do
 _CHUNK = 1 << 20
 _MAX_HEADER = 1 << 20
+_PNG_COLOURS = {2: "RGB colour", 3: "colours from a palette", 4: "grey with transparency", 6: "RGB with transparency"}
 
 
 def check_structure(path: Path, kind: str) -> int:
@@ -30,10 +32,12 @@ def check_structure(path: Path, kind: str) -> int:
         The number of pages of a TIFF, else 1.
 
     Raises:
-        ScanFileError: If the file is of another format or cut short.
+        ScanFileError: If the file is of another format or cut short, or (TIFF, PNG) not one grey image.
     """
     if kind == "tiff":
-        return count_tiff_pages(path)
+        tiff = read_tiff(path)
+        check_tiff(path, tiff)
+        return len(tiff.pages)
     if kind == "png":
         check_png_chunks(path)
     elif kind == "mha":
@@ -67,11 +71,12 @@ def check_voxel_bytes(path: Path, kind: str, claimed: int) -> None:
 
 
 def check_png_chunks(path: Path) -> None:
-    """Compare the checksum of every chunk of a PNG file.
+    """Compare the checksum of every chunk of a PNG file, and refuse colour and transparency.
 
     Raises:
-        ScanFileError: If one differs or the file ends early.
+        ScanFileError: If a checksum differs, the file ends early or a pixel is more than one grey value.
     """
+    colour, transparent = 0, False
     with path.open("rb") as file:
         signature, ended = file.read(8), False
         while signature == b"\x89PNG\r\n\x1a\n" and not ended:
@@ -80,8 +85,16 @@ def check_png_chunks(path: Path) -> None:
             if len(body) < 4 or zlib.crc32(head[4:] + body[:-4]) != int.from_bytes(body[-4:], "big"):
                 break
             ended = head[4:] == b"IEND"
+            colour = body[9] if head[4:] == b"IHDR" and len(body) > 9 else colour
+            transparent = transparent or head[4:] == b"tRNS"
     if not ended:
         raise ScanFileError(f"{path}: this is not a whole PNG file; it is cut short, damaged or of another format.")
+    if colour or transparent:
+        found = _PNG_COLOURS.get(colour, "grey with a transparent value")
+        raise ScanFileError(
+            f"{path}: pixels are {found}; expected one grey value a pixel. Convert the image to grey, without "
+            "transparency."
+        )
 
 
 def count_tiff_pages(path: Path) -> int:
