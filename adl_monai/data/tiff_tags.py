@@ -6,11 +6,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from adl_monai.errors import ScanFileError
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_ORDERS: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _STRIPS = ((273, 279), (324, 325))  # (offsets, byte counts) of strips and of tiles
 
@@ -52,7 +53,7 @@ class Tiff:
         pages: The tags that are looked at here, for each page in the order of the chain.
     """
 
-    order: str
+    order: Literal["<", ">"]
     big: bool
     pages: tuple[Mapping[int, TiffTag], ...]
 
@@ -83,7 +84,7 @@ def read_tiff(path: Path) -> Tiff:
     pages: list[Mapping[int, TiffTag]] = []
     with path.open("rb") as file:
         start = file.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(start[:2])
+        order = _ORDERS.get(start[:2])
         if order is None or len(start) < 16:
             raise ScanFileError(f"{path}: this is not a TIFF file, or cut short in its first bytes.")
         big = struct.unpack(f"{order}H", start[2:4])[0] == 43

@@ -27,6 +27,7 @@ def refused(path: Path) -> str:
     with pytest.raises(ScanFileError) as caught:
         read_itk(path)
     message = str(caught.value)
+    assert caught.value.exit_code == 3
     assert str(path) in message
     assert "\n" not in message
     assert message.endswith(".")
