@@ -12,7 +12,7 @@ from adl_monai.errors import ScanFileError
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _ORDERS: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
-_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # as libtiff takes them
 _STRIPS = ((273, 279), (324, 325))  # (offsets, byte counts) of strips and of tiles
 
 NEW_SUBFILE_TYPE, SUBFILE_TYPE = 254, 255
@@ -96,7 +96,7 @@ def read_tiff(path: Path) -> Tiff:
             seen.add(offset)
             try:
                 page, offset = _read_page(file, offset, order, big, size)
-            except (struct.error, ValueError, OverflowError) as error:
+            except (struct.error, ValueError) as error:
                 raise ScanFileError(
                     f"{path}: TIFF page {len(seen)} lies outside the file ({size} bytes); it is cut short or damaged."
                 ) from error
@@ -107,6 +107,8 @@ def read_tiff(path: Path) -> Tiff:
 def _read_page(file: IO[bytes], offset: int, order: str, big: bool, size: int) -> tuple[dict[int, TiffTag], int]:
     """One directory's tags and the offset of the next (0 after the last)."""
     count_format, entry_size, pointer = ("Q", 20, "Q") if big else ("H", 12, "I")
+    if offset >= size:  # the system refuses to seek some offsets of 64 bits
+        raise ValueError(offset)
     file.seek(offset)
     (entries,) = struct.unpack(order + count_format, file.read(struct.calcsize(count_format)))
     table = file.read(min(entries * entry_size, size))

@@ -63,6 +63,7 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path, dtype: str, words: str,
     ({258: (3, [12])}, "12-bit unsigned integers"), ({258: (3, [24])}, "24-bit unsigned integers"),
     ({258: None}, "1-bit unsigned integers"), ({339: (3, [4])}, "samples of the unknown format 4"),
     ({339: (3, [3])}, "8-bit real numbers"), ({339: (3, [5])}, "8-bit complex integers"),
+    ({339: (8, [3])}, "8-bit real numbers"), ({277: (8, [2])}, "2 samples"),
     ({262: (3, [2])}, "RGB colour"), ({262: (3, [5])}, "CMYK colour"), ({262: (3, [6])}, "YCbCr colour"),
     ({262: (3, [3]), 320: (3, [257 * value for value in range(256)] * 3)}, "colours from a palette"),
     ({262: (3, [32844])}, "photometric interpretation 32844"), ({262: None}, "no photometric interpretation"),
@@ -191,9 +192,10 @@ def test_a_very_large_imagej_stack_of_one_page_is_refused(tmp_path: Path) -> Non
     assert f"counts {DEPTH} images, but the file has 1 TIFF pages" in refused(path)
 
 
-def test_a_far_away_page_of_a_bigtiff_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [2**64 - 2, 2**63 - 1, 2**40])
+def test_a_far_away_page_of_a_bigtiff_is_refused(tmp_path: Path, offset: int) -> None:
     path = build_tiff(tmp_path / "a.tif", stack(pages=1), big=True)
-    path.write_bytes(path.read_bytes()[:8] + struct.pack("<Q", 2**64 - 2) + path.read_bytes()[16:])
+    path.write_bytes(path.read_bytes()[:8] + struct.pack("<Q", offset) + path.read_bytes()[16:])
     assert "lies outside the file" in refused(path)
 
 
