@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import zlib
 from pathlib import Path
-from typing import IO
 
+from adl_monai.data.tiff_checks import check_tiff
+from adl_monai.data.tiff_tags import read_tiff
 from adl_monai.errors import ScanFileError
 
 _MOST_EXPANSION = 2000  # beyond what deflate (1032) and TIFF's LZW can do
 _CHUNK = 1 << 20
 _MAX_HEADER = 1 << 20
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_STRIPS = ((273, 279), (324, 325))  # (offsets, byte counts) of strips and of tiles
+_PNG_COLOURS = {2: "RGB colour", 3: "colours from a palette", 4: "grey with transparency", 6: "RGB with transparency"}
 
 
 def check_structure(path: Path, kind: str) -> int:
@@ -33,10 +32,12 @@ def check_structure(path: Path, kind: str) -> int:
         The number of pages of a TIFF, else 1.
 
     Raises:
-        ScanFileError: If the file is of another format or cut short.
+        ScanFileError: If the file is of another format or cut short, or (TIFF, PNG) not one grey image.
     """
     if kind == "tiff":
-        return count_tiff_pages(path)
+        tiff = read_tiff(path)
+        check_tiff(path, tiff)
+        return len(tiff.pages)
     if kind == "png":
         check_png_chunks(path)
     elif kind == "mha":
@@ -70,11 +71,12 @@ def check_voxel_bytes(path: Path, kind: str, claimed: int) -> None:
 
 
 def check_png_chunks(path: Path) -> None:
-    """Compare the checksum of every chunk of a PNG file.
+    """Compare the checksum of every chunk of a PNG file, and refuse colour and transparency.
 
     Raises:
-        ScanFileError: If one differs or the file ends early.
+        ScanFileError: If a checksum differs, the file ends early or a pixel is more than one grey value.
     """
+    colour, transparent = 0, False
     with path.open("rb") as file:
         signature, ended = file.read(8), False
         while signature == b"\x89PNG\r\n\x1a\n" and not ended:
@@ -83,65 +85,25 @@ def check_png_chunks(path: Path) -> None:
             if len(body) < 4 or zlib.crc32(head[4:] + body[:-4]) != int.from_bytes(body[-4:], "big"):
                 break
             ended = head[4:] == b"IEND"
+            colour = body[9] if head[4:] == b"IHDR" and len(body) > 9 else colour
+            transparent = transparent or head[4:] == b"tRNS"
     if not ended:
         raise ScanFileError(f"{path}: this is not a whole PNG file; it is cut short, damaged or of another format.")
+    if colour or transparent:
+        found = _PNG_COLOURS.get(colour, "grey with a transparent value")
+        raise ScanFileError(
+            f"{path}: pixels are {found}; expected one grey value a pixel. Convert the image to grey, without "
+            "transparency."
+        )
 
 
 def count_tiff_pages(path: Path) -> int:
-    """Walk a TIFF's chain of directories and check that every directory and every strip lies inside the file.
+    """The number of pages of a TIFF whose directories and strips all lie inside the file; see `read_tiff`.
 
     Raises:
-        ScanFileError: If the chain is broken, cyclic or points outside the file.
+        ScanFileError: If the chain of pages is broken, cyclic or points outside the file.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(start[:2])
-        if order is None or len(start) < 16:
-            raise ScanFileError(f"{path}: this is not a TIFF file, or cut short in its first bytes.")
-        big = struct.unpack(f"{order}H", start[2:4])[0] == 43
-        offset = struct.unpack(f"{order}{'Q' if big else 'I'}", start[8:16] if big else start[4:8])[0]
-        seen: set[int] = set()
-        while offset:
-            if offset in seen:
-                raise ScanFileError(f"{path}: TIFF page {len(seen) + 1} points back to an earlier page; it is damaged.")
-            seen.add(offset)
-            try:
-                offset = _check_tiff_page(file, offset, order, big, size)
-            except (struct.error, ValueError) as error:
-                raise ScanFileError(
-                    f"{path}: TIFF page {len(seen)} lies outside the file ({size} bytes); it is cut short or damaged."
-                ) from error
-    return len(seen)
-
-
-def _check_tiff_page(file: IO[bytes], offset: int, order: str, big: bool, size: int) -> int:
-    """Check one directory; returns the offset of the next (0 after the last)."""
-    count_format, entry_size, pointer = ("Q", 20, "Q") if big else ("H", 12, "I")
-    file.seek(offset)
-    (entries,) = struct.unpack(order + count_format, file.read(struct.calcsize(count_format)))
-    table = file.read(min(entries * entry_size, size))
-    (following,) = struct.unpack(order + pointer, file.read(struct.calcsize(pointer)))
-    values: dict[int, tuple[int, ...]] = {}
-    wanted = {tag for pair in _STRIPS for tag in pair}
-    for start in range(0, entries * entry_size, entry_size):
-        tag, kind, count = struct.unpack_from(f"{order}HH{pointer}", table, start)
-        length = _TIFF_SIZES.get(kind, 0) * count
-        field = start + struct.calcsize(f"{order}HH{pointer}")
-        inline = length <= struct.calcsize(pointer)
-        position = 0 if inline else struct.unpack_from(order + pointer, table, field)[0]
-        if position + length > size:
-            raise ValueError(tag)
-        if tag in wanted and kind in (3, 4, 16):
-            if not inline:
-                file.seek(position)
-            raw = table[field : field + length] if inline else file.read(length)
-            values[tag] = struct.unpack(f"{order}{count}{ {3: 'H', 4: 'I', 16: 'Q'}[kind] }", raw)
-    for offsets, counts in _STRIPS:
-        for strip, length in zip(values.get(offsets, ()), values.get(counts, ()), strict=False):
-            if strip + length > size:
-                raise ValueError(offsets)
-    return int(following)
+    return len(read_tiff(path).pages)
 
 
 def _metaimage_fields(path: Path) -> tuple[dict[str, str], int]:

@@ -1,14 +1,15 @@
 """The ITK door: MetaImage (.mha, .mhd), NRRD, PNG, TIFF, and, for reading only, JPEG and BMP.
 
 Arrays are indexed (x, y[, z]) as in NIfTI, the transpose of what SimpleITK hands out. A file written like a source is
-that source's image with its voxels replaced, so spacing, origin, direction and the metadata dictionary stay ITK's own.
-SimpleITK and Pillow are imported inside the functions.
+that source's image with its voxels replaced, so spacing, origin, direction and the metadata dictionary stay ITK's own;
+what a TIFF says of itself, of which ITK keeps nothing, and the pixel size of a PNG are carried over here. SimpleITK and
+Pillow are imported inside the functions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -27,6 +28,9 @@ from adl_monai.data.geometry import (
 )
 from adl_monai.data.integrity import check_structure, check_voxel_bytes
 from adl_monai.data.photo import load_photo
+from adl_monai.data.png_chunks import copy_pixel_size
+from adl_monai.data.tiff_tags import read_tiff
+from adl_monai.data.tiff_write import kept_description, write_tiff
 from adl_monai.data.volume import (
     Volume,
     WritePlan,
@@ -80,6 +84,9 @@ def write_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype =
 def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> WritePlan:
     """Plan the source's image with other voxels.
 
+    A TIFF keeps its resolution, description and which number is white; a description that would be wrong (OME-XML of
+    another type, or that names files) is left out with a warning. A PNG keeps its pixel size.
+
     Args:
         path: Where the image will go; its suffix is the format, which is that of ``like``.
         array: Values, of the shape `read_itk` gave for ``like``.
@@ -95,6 +102,8 @@ def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = 
     own_type = sitk.GetArrayViewFromImage(source).dtype
     target_type = own_type if isinstance(dtype, str) and dtype == "same" else np.dtype(dtype)
     stored, clipped = _quantise(array, target_type, kind)
+    if kind == "tiff":
+        return _plan(_tiff_saver(path, stored, like), kind, stored, clipped, None)
     image = sitk.GetImageFromArray(stored.T)
     image.CopyInformation(source)
     if target_type == own_type:
@@ -106,7 +115,9 @@ def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = 
                 image.SetMetaData(key, source.GetMetaData(key))
     if image.HasMetaDataKey("ITK_InputFilterName"):
         image.EraseMetaData("ITK_InputFilterName")  # the reader's note to itself, not the file's
-    return _plan(image, kind, stored, clipped, None if kind in _WITHOUT_GEOMETRY else affine)
+    if kind == "png":
+        return _plan(_png_saver(image, like), kind, stored, clipped, None)
+    return _plan(_itk_saver(image, kind), kind, stored, clipped, affine)
 
 
 def plan_itk_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:
@@ -127,28 +138,54 @@ def plan_itk_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtyp
     if kind in _WITHOUT_GEOMETRY:
         if not same_affine(affine, affine_from_itk([0.0] * 3, spacing_from_affine(affine), np.eye(3).ravel().tolist())):
             logger.warning("%s: %s files keep no position or orientation; write .nii.gz to keep them.", path, kind)
-        return _plan(image, kind, stored, clipped, None)
+        return _plan(_itk_saver(image, kind), kind, stored, clipped, None)
     if array.ndim == 2 and not fits_in_itk_plane(affine):
         raise OutputError(f"{path}: a 2D {kind} file cannot hold where this slice lies; write .nii.gz instead.")
     image.SetOrigin(origin)
     image.SetDirection(direction)
-    return _plan(image, kind, stored, clipped, affine)
+    return _plan(_itk_saver(image, kind), kind, stored, clipped, affine)
 
 
-def _plan(image: Any, kind: str, stored: np.ndarray, clipped: int, affine: np.ndarray | None) -> WritePlan:
-    import SimpleITK as sitk
-
+def _plan(
+    write: Callable[[Path], None], kind: str, stored: np.ndarray, clipped: int, affine: np.ndarray | None
+) -> WritePlan:
     def save(path: Path) -> None:
-        target = path.with_suffix(path.suffix.lower())  # ITK would write A.MHA as A.mhd and A.raw
         try:
-            with _quiet():
-                sitk.WriteImage(image, str(target), useCompression=kind in ("mha", "nrrd"))
-            if target != path:
-                target.replace(path)
-        except RuntimeError as error:
+            write(path)
+        except (RuntimeError, OSError) as error:
             raise OutputError(f"{path}: {kind} could not be written (disk full, or not permitted).") from error
 
     return WritePlan(to_float32(stored, Path("the output")), affine, stored.dtype, clipped, save, _read)
+
+
+def _itk_saver(image: Any, kind: str) -> Callable[[Path], None]:
+    import SimpleITK as sitk
+
+    def write(path: Path) -> None:
+        target = path.with_suffix(path.suffix.lower())  # ITK would write A.MHA as A.mhd and A.raw
+        with _quiet():
+            sitk.WriteImage(image, str(target), useCompression=kind in ("mha", "nrrd"))
+        if target != path:
+            target.replace(path)
+
+    return write
+
+
+def _png_saver(image: Any, like: Path) -> Callable[[Path], None]:
+    write_image = _itk_saver(image, "png")
+
+    def write(path: Path) -> None:
+        write_image(path)
+        copy_pixel_size(like, path)
+
+    return write
+
+
+def _tiff_saver(path: Path, stored: np.ndarray, like: Path) -> Callable[[Path], None]:
+    source = read_tiff(like)
+    if not kept_description(source, stored.dtype, stored.shape):
+        logger.warning("%s: the OME-XML of %s does not describe this file and was left out.", path, like)
+    return lambda target: write_tiff(target, stored, source)
 
 
 def _writable_kind(path: Path) -> str:
