@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adl_monai.errors import ManifestError, OutputError, UsageError
-from adl_monai.manifest import Manifest, check_pairs, load_manifest
+from adl_monai.manifest import Manifest, check_pairs, load_manifest, named_path, stays_in
 from adl_monai.manifest_format import SPLITS, listing
 from adl_monai.stages.patients import Scan, name_patients
 
@@ -39,7 +39,8 @@ def prepare(
 
     Args:
         sources: Files, and folders searched for scans that are clean enough to learn from.
-        output: The manifest to write. Scans below its folder get relative paths, others absolute ones.
+        output: The manifest to write. Scans below its folder get relative paths; others, and links that lead out of it,
+            absolute ones. A link is written under its own name.
         clean: A folder of clean scans, each with its noisy twin in ``noisy``: the same path in it, but for the suffix
             and an ending ``_noisy``, ``_clean``, ``_lowdose``, ``_fulldose``, ``_input`` or ``_target``.
         noisy: The folder of the noisy twins.
@@ -123,7 +124,7 @@ def _find(sources: Iterable[Path]) -> list[Scan]:
     """The scans of folders, and those that are named themselves, each once."""
     from adl_monai.data.formats import INPUT_SUFFIXES, find_scans, is_scan, scan_stem
 
-    sources = list(dict.fromkeys(Path(source).resolve() for source in sources))
+    sources = list(dict.fromkeys(named_path(Path(source)) for source in sources))
     scans: dict[Path, Scan] = {}
     for source in sources:
         if not source.exists():
@@ -136,7 +137,7 @@ def _find(sources: Iterable[Path]) -> list[Scan]:
         for path in found:
             inner = path.relative_to(base).parts if path.is_relative_to(base) and path != base else (path.name,)
             name = path.name if path.is_dir() else scan_stem(path)
-            scans.setdefault(path.resolve(), Scan(path.resolve(), base, (*inner[:-1], name)))
+            scans.setdefault(path.resolve(), Scan(path, base, (*inner[:-1], name)))
     return list(scans.values())
 
 
@@ -179,8 +180,10 @@ def _case(scan: Scan, twin: Path | None, patient: str) -> dict[str, str]:
 
 
 def _written(value: str, root: Path) -> str:
+    """As `load_manifest` takes it: no relative path leaves the manifest's folder, not even through a link."""
     path = Path(value)
-    return path.relative_to(root).as_posix() if path.is_absolute() and path.is_relative_to(root) else value
+    below = path.is_absolute() and path.is_relative_to(root) and stays_in(root, path)
+    return path.relative_to(root).as_posix() if below else value
 
 
 def _write(content: dict[str, Any], output: Path, overwrite: bool) -> Manifest:

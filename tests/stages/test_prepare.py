@@ -74,7 +74,35 @@ def test_a_scan_linked_into_the_folder_is_written_so_that_it_loads(tmp_path: Pat
     (tmp_path / "here").mkdir()
     (tmp_path / "here/p1.nii").symlink_to(tmp_path / "there/p1.nii")
     manifest = prepare([tmp_path / "here/p1.nii"], tmp_path / "here" / "m.json")
-    assert manifest.training[0].image == str(tmp_path / "there/p1.nii")
+    assert manifest.training[0].image == str(tmp_path / "here/p1.nii"), "under the name that was given"
+    assert read_volume(Path(manifest.training[0].image)).array.shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize("given", [".", "ln", "ln/sub-01_T1w.nii.gz", "ln/../ln", "other"])
+def test_links_keep_their_names(tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DataLad and git-annex lay out their files: a name that links to a key."""
+    for number in (1, 2):
+        save(tmp_path / "made.nii.gz")
+        (tmp_path / "annex").mkdir(exist_ok=True)
+        (tmp_path / "made.nii.gz").rename(tmp_path / f"annex/cdef012{number}")
+        (tmp_path / "ln").mkdir(exist_ok=True)
+        (tmp_path / f"ln/sub-0{number}_T1w.nii.gz").symlink_to(f"../annex/cdef012{number}")
+    (tmp_path / "other").symlink_to("ln")
+    monkeypatch.chdir(tmp_path)
+    manifest = prepare([Path(given)], tmp_path / "m.json", split=(1, 0, 0))
+    names = ["sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz"][: 1 if "sub-01" in given else 2]
+    written = [case["image"] for case in json.loads((tmp_path / "m.json").read_text())["training"]]
+    assert written == [f"{'other' if given == 'other' else 'ln'}/{name}" for name in names]
+    assert [(case.patient, Path(case.image).name) for case in manifest.training] == [(n[:6], n) for n in names]
+    for case in manifest.training:
+        assert read_volume(Path(case.image)).array.shape == (4, 5, 6)
+
+
+def test_a_scan_and_links_to_it_are_one(tmp_path: Path) -> None:
+    save(tmp_path / "data/p1.nii", tmp_path / "data/p2.nii")
+    (tmp_path / "data/p3.nii").symlink_to("p1.nii")
+    manifest = prepare([tmp_path / "data", tmp_path / "data/p3.nii"], tmp_path / "m.json", split=(1, 0, 0))
+    assert [Path(case.image).name for case in manifest.training] == ["p1.nii", "p2.nii"]
 
 
 def test_an_existing_manifest_is_kept_unless_told(tmp_path: Path) -> None:
