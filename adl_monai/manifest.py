@@ -67,13 +67,16 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     return Manifest(path=path, name=content.name, description=content.description, **splits)
 
 
-def load_cases(path: str | os.PathLike[str], split: str, *, check: bool = True) -> list[dict[str, str]]:
+def load_cases(
+    path: str | os.PathLike[str], split: str, *, check: bool = True, pairs: bool | None = None
+) -> list[dict[str, str]]:
     """One split as MONAI's datasets take it; bundle configs name this function as ``_target_``.
 
     Args:
         path: The manifest.
         split: ``training``, ``validation`` or ``test``.
         check: Read the split's noisy/clean pairs once to see that they lie on the same grid (``check_pairs``).
+        pairs: Only the noisy/clean pairs, or only the cases that stand alone; None takes both.
 
     Returns:
         A list of ``{"image": ..., "label": ...}`` with absolute paths; ``label`` only for pairs. May be empty.
@@ -88,7 +91,8 @@ def load_cases(path: str | os.PathLike[str], split: str, *, check: bool = True) 
     cases: tuple[Case, ...] = getattr(manifest, split)
     if check:
         _check_grids(manifest.path, cases)
-    return [case.model_dump(include={"image", "label"}, exclude_none=True) for case in cases]
+    chosen = [case for case in cases if pairs is None or pairs == (case.label is not None)]
+    return [case.model_dump(include={"image", "label"}, exclude_none=True) for case in chosen]
 
 
 def check_pairs(manifest: Manifest) -> None:
