@@ -154,7 +154,9 @@ def _check_outputs(output: Path, table: Path, inputs: Sequence[str], overwrite: 
         with tempfile.TemporaryFile(dir=folder):  # permissions do not say all, of /proc for instance
             pass
     except OSError as error:
-        raise OutputError(f"{output} cannot be written ({error.strerror or error}); choose another -o.") from error
+        raise OutputError(
+            f"{output} cannot be written: no file can be made there ({error.strerror or error}); choose another -o."
+        ) from error
 
 
 def _checked_axes(cases: Sequence[Case], progress: bool) -> list[int]:
