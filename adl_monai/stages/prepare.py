@@ -22,6 +22,8 @@ from adl_monai.stages.patients import Scan, name_patients
 
 logger = logging.getLogger(__name__)
 
+_RESULT = re.compile("(.+)_denoised")
+_PREVIEW = re.compile("(.+)_denoised(?:_preview)?")
 _ROLE = re.compile(r"[_\-. ](noisy|clean|low_?dose|full_?dose|input|target)$", re.IGNORECASE)
 
 
@@ -138,7 +140,24 @@ def _find(sources: Iterable[Path]) -> list[Scan]:
             inner = path.relative_to(base).parts if path.is_relative_to(base) and path != base else (path.name,)
             name = path.name if path.is_dir() else scan_stem(path)
             scans.setdefault(path.resolve(), Scan(path, base, (*inner[:-1], name)))
-    return list(scans.values())
+    return _without_results(list(scans.values()))
+
+
+def _without_results(scans: list[Scan]) -> list[Scan]:
+    """Leave out what ``infer`` made of the scans beside it: no network should learn from its own results."""
+    places = {(scan.path.parent, scan.below[-1]) for scan in scans}
+    made = set()
+    for scan in scans:
+        result = (_PREVIEW if scan.path.suffix.lower() == ".png" else _RESULT).fullmatch(scan.below[-1])
+        if result and (scan.path.parent, result[1]) in places:
+            made.add(scan)
+    if made:
+        logger.warning(
+            "%d files are left out as results of denoising the scans beside them, such as %s. Rename what is none.",
+            len(made),
+            min(str(scan.path) for scan in made),
+        )
+    return [scan for scan in scans if scan not in made]
 
 
 def _pairs(clean: Path | None, noisy: Path | None) -> dict[Scan, Path]:

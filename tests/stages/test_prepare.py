@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
@@ -267,6 +268,34 @@ def test_too_few_patients_are_warned_about(tmp_path: Path, caplog: Any) -> None:
         manifest = prepare([tmp_path / "data"], tmp_path / "m.json")
     assert (len(manifest.training), len(manifest.validation), len(manifest.test)) == (2, 0, 0)
     assert "no scan goes to validation, test" in caplog.text
+
+
+# What is no clean scan
+
+
+def test_results_of_an_earlier_run_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tmp_path / "data"
+    save(*(data / name for name in ("a.nii.gz", "a_denoised.nii.gz", "b.nii", "b_denoised.nii.gz", "c_denoised.nii")))
+    save(data / "deep/a_denoised.nii.gz")
+    save_series(data / "ct", "ID1")
+    save_series(data / "ct_denoised", "ID1")
+    for name in ("a_denoised_preview", "ct_denoised_preview", "lone_denoised_preview"):
+        Image.fromarray(np.zeros((9, 8), np.uint8)).save(data / f"{name}.png")
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare([data], tmp_path / "m.json", split=(1, 0, 0))
+    assert sorted(Path(case.image).relative_to(data).as_posix() for case in manifest.training) == [
+        "a.nii.gz",
+        "b.nii",
+        "c_denoised.nii",
+        "ct",
+        "deep/a_denoised.nii.gz",
+        "lone_denoised_preview.png",
+    ]
+    assert "5 files are left out as results" in caplog.text
+    prepare([*data.glob("*.nii*")], tmp_path / "n.json", split=(1, 0, 0))
+    assert len(load_manifest(tmp_path / "n.json").training) == 3, "by name too, where both are given"
+    prepare([data / "a_denoised.nii.gz"], tmp_path / "o.json", split=(1, 0, 0))
+    assert len(load_manifest(tmp_path / "o.json").training) == 1, "alone, it is what was asked for"
 
 
 # Pairs
