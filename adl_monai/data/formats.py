@@ -94,10 +94,15 @@ def _holds_images(folder: Path) -> bool:
 def _is_imageless(path: Path) -> bool:
     """Whether a file is a DICOM object that has no pixels (SR, PR, KO, an RT plan, an index of a disc, ...)."""
     try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+        if b"\0" not in start:  # text, or nothing at all
+            return False
         with discreet():
-            meta = pydicom.filereader.read_file_meta_info(path)  # without the prefix, it raises
-            if "Image Storage" in pydicom.uid.UID(str(meta.get("MediaStorageSOPClassUID", ""))).name:
-                return False
+            if start[128:132] == b"DICM":
+                meta = pydicom.filereader.read_file_meta_info(path)
+                if "Image Storage" in pydicom.uid.UID(str(meta.get("MediaStorageSOPClassUID", ""))).name:
+                    return False
             return parse(path, pixels=False, tags=["SOPClassUID", "SeriesInstanceUID", "Rows"]) is None
     except Exception:  # what is damaged, or no DICOM, is for the reader to refuse
         return False

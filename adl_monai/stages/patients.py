@@ -11,7 +11,8 @@ By the first rule that answers:
    over): ``p07_t1.nii`` and ``p07/t2.nii`` are one patient, and so are ``T1/p07.nii`` and ``T2/p07.nii``. A word that
    leads every name of a source and is followed by a number is the data set's: ``BRATS_001``, ``BRATS_002`` are two.
    Several sources side by side count as folders below their parent: ``prepare p07 p08`` has two patients.
-4. Scans of which all names say their kind only are those of one patient, called as the source is.
+4. Scans of which all names say their kind only are those of one patient, called as the source is, or as the first
+   folder around it that says more.
 
 Where several folders hold the same names, rule 3 takes the folders for patients if they are called so (``p1``,
 ``patient_02``) and the names are not, or if there are three of them or more and half as many names at most. The names
@@ -111,7 +112,8 @@ def _by_names(scans: Iterable[Scan], known: set[Scan]) -> dict[Scan, str]:
         if telling:
             named[scan] = undated or list(telling.values())
         else:
-            patients[scan] = "_".join(_telling(scan.base.name)[:1]) or scan.base.name or scan.below[0]
+            around = (_telling(folder.name) for folder in (scan.base, *scan.base.parents) if folder.name)
+            patients[scan] = next((words[0] for words in around if words), scan.below[0])
     names = dict(_candidates(named))
     folders_of: dict[str, set[str | None]] = {}
     for item in names.values():
@@ -140,10 +142,12 @@ def _by_names(scans: Iterable[Scan], known: set[Scan]) -> dict[Scan, str]:
 
 def _candidates(named: Mapping[Scan, list[list[str]]]) -> Iterator[tuple[Scan, _Names]]:
     """Cut names to what may be a patient: their leading token, or two where the first is the data set's."""
-    bases = {scan.base for scan in named}
-    first = {base: [words[0] for scan, words in named.items() if scan.base == base] for base in bases}
-    later = {base: [w for scan, words in named.items() if scan.base == base for w in words[1:]] for base in bases}
-    lead = {base: (1 + _has_prefix(first[base]), 1 + _has_prefix(later[base])) for base in bases}
+    together: dict[Path, tuple[list[list[str]], list[list[str]]]] = {}
+    for scan, words in named.items():
+        first, later = together.setdefault(scan.base, ([], []))
+        first.append(words[0])
+        later += words[1:]
+    lead = {base: (1 + _has_prefix(first), 1 + _has_prefix(later)) for base, (first, later) in together.items()}
     for scan, words in named.items():
         outer_lead, inner_lead = lead[scan.base]
         outer = "_".join(words[0][:outer_lead])

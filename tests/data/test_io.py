@@ -362,12 +362,12 @@ def test_objects_without_pixels_are_no_scans(tmp_path: Path, name: str) -> None:
     objects, mixed = tmp_path / "objects", tmp_path / "mixed"
     objects.mkdir()
     for number in range(3):
-        shutil.copy(str(get_testdata_file(name, download=False)), objects / f"renamed{number}")
+        shutil.copy(str(get_testdata_file(name, download=False)), objects / f"{number}{Path(name).suffix}")
     assert find_scans(tmp_path) == []
     assert not is_scan(objects)
     build_series(mixed, EVEN)
     for number in range(3):
-        shutil.copy(str(get_testdata_file(name, download=False)), mixed / f"000{number}")
+        shutil.copy(str(get_testdata_file(name, download=False)), mixed / f"000{number}{Path(name).suffix}")
     build_series(objects / "P1" / "CT", EVEN)
     assert find_scans(tmp_path) == [mixed, objects / "P1" / "CT"]
 

@@ -105,6 +105,11 @@ def test_doubt_concerns_only_the_folders_that_share_names(tmp_path: Path) -> Non
 def test_where_nobody_is_named_there_is_one_patient(tmp_path: Path) -> None:
     files = ["T1", "T2", "visit2/T1", "CT/scan", "slice_001"]
     assert groups(tmp_path, files) == {frozenset(files)}
+    given: dict[Scan, Path | None] = {}
+    for name in ("anna/T1/scan", "anna/T2/scan", "berta/T1/scan", "berta/t2"):
+        path = tmp_path / name
+        given[Scan(path, path.parent, (path.name,))] = None
+    assert list(name_patients(given).values()) == ["anna", "anna", "berta", "berta"]
 
 
 def test_a_scan_beside_the_folders_belongs_to_its_name(tmp_path: Path) -> None:
