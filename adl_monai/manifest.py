@@ -20,7 +20,10 @@ SYNTHETIC_PREFIX = "synthetic:"
 
 
 class Case(Frozen):
-    """One case with absolute paths, or with a ``synthetic:kind=...,shape=...,seed=...`` string as its image."""
+    """One case with absolute paths, or with a ``synthetic:kind=...,shape=...,seed=...`` string as its image.
+
+    A path that is a link keeps its own name.
+    """
 
     image: str
     label: str | None = None
@@ -64,13 +67,16 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     return Manifest(path=path, name=content.name, description=content.description, **splits)
 
 
-def load_cases(path: str | os.PathLike[str], split: str, *, check: bool = True) -> list[dict[str, str]]:
+def load_cases(
+    path: str | os.PathLike[str], split: str, *, check: bool = True, pairs: bool | None = None
+) -> list[dict[str, str]]:
     """One split as MONAI's datasets take it; bundle configs name this function as ``_target_``.
 
     Args:
         path: The manifest.
         split: ``training``, ``validation`` or ``test``.
         check: Read the split's noisy/clean pairs once to see that they lie on the same grid (``check_pairs``).
+        pairs: Only the noisy/clean pairs, or only the cases that stand alone; None takes both.
 
     Returns:
         A list of ``{"image": ..., "label": ...}`` with absolute paths; ``label`` only for pairs. May be empty.
@@ -85,7 +91,8 @@ def load_cases(path: str | os.PathLike[str], split: str, *, check: bool = True) 
     cases: tuple[Case, ...] = getattr(manifest, split)
     if check:
         _check_grids(manifest.path, cases)
-    return [case.model_dump(include={"image", "label"}, exclude_none=True) for case in cases]
+    chosen = [case for case in cases if pairs is None or pairs == (case.label is not None)]
+    return [case.model_dump(include={"image", "label"}, exclude_none=True) for case in chosen]
 
 
 def check_pairs(manifest: Manifest) -> None:
@@ -98,6 +105,19 @@ def check_pairs(manifest: Manifest) -> None:
         ScanFileError: For a scan that cannot be read.
     """
     _check_grids(manifest.path, [case for split in SPLITS for case in getattr(manifest, split)])
+
+
+def named_path(path: Path) -> Path:
+    """The absolute path, without following a link that stands last: its name may be all that tells what it is.
+
+    Links on the way are followed, so that ``..`` means what it does to the system.
+    """
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+def stays_in(folder: Path, path: Path) -> bool:
+    """Whether a file, or a folder with what lies right in it, is in a (resolved) folder, wherever links lead."""
+    return all(item.is_relative_to(folder) for item in _reached(path.resolve()))
 
 
 def manifest_hash(path: str | os.PathLike[str]) -> str:
@@ -128,7 +148,7 @@ def _resolve_split(path: Path, folder: Path, content: ManifestFile, split: Split
                 found[key] = str(resolved)
             elif text:
                 missing.append(f"{split}[{index}].{key} {text}")
-        if entry.label and len(found) == 2 and found["image"] == found["label"]:
+        if len(found) == 2 and os.path.samefile(found["image"], found["label"]):
             raise ManifestError(f"{path}: {split}[{index}] names one file twice; a clean image stands without a label.")
         yield Case(image=found.get("image", ""), label=found.get("label"), patient=entry.patient)
 
@@ -142,10 +162,10 @@ def _resolve(place: str, text: str, folder: Path) -> Path | None:
     if path is None:
         return None
     try:
-        resolved = path.resolve()
         confined = not (packaged or Path(text).is_absolute())
-        escapes = confined and not all(item.is_relative_to(folder) for item in _reached(resolved))
-        exists = resolved.is_file() or resolved.is_dir()
+        escapes = confined and not stays_in(folder, path)
+        exists = path.is_file() or path.is_dir()
+        found = named_path(path)
     except (OSError, ValueError, RuntimeError):  # a name too long, a null character, links in a circle
         return None
     if escapes:
@@ -153,7 +173,7 @@ def _resolve(place: str, text: str, folder: Path) -> Path | None:
             f"{place}: the relative path {text!r} leaves {folder} by '..' or through a link; move the data below that "
             f"folder or give an absolute path."
         )
-    return resolved if exists else None
+    return found if exists else None
 
 
 def _reached(resolved: Path) -> Iterator[Path]:
@@ -185,7 +205,11 @@ def _check_subjects(path: Path, splits: dict[Split, tuple[Case, ...]]) -> None:
             owners.setdefault(key, (split, case))
     for split, case in cases:
         # A folder around a file may be another case's DICOM series.
-        around = [_inode(folder) for scan in _files(case) for folder in Path(scan).parents]
+        around = [
+            _inode(folder)
+            for scan in _files(case)
+            for folder in dict.fromkeys((*Path(scan).parents, *Path(scan).resolve().parents))
+        ]
         for key in [*_subjects(case), *around]:
             other_split, other = owners.get(key, (split, case))
             if other_split != split:

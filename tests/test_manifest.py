@@ -237,7 +237,19 @@ def test_relative_paths_stay_below_the_manifest(tmp_path: Path, image: str) -> N
 def test_links_and_dots_that_stay_inside_are_fine(tmp_path: Path) -> None:
     path = write(tmp_path, {"training": [{"image": "in/../link.nii"}]}, ("in/a.nii",))
     (tmp_path / "link.nii").symlink_to(tmp_path / "in/a.nii")
-    assert load_cases(path, "training") == [{"image": str(tmp_path / "in/a.nii")}]
+    assert load_cases(path, "training") == [{"image": str(tmp_path / "link.nii")}], "under its own name"
+
+
+def test_a_link_keeps_its_name_and_dots_go_through_links(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    content = {"training": [{"image": "far/../link.nii.gz"}], "test": [{"image": str(tmp_path / "out.nii.gz")}]}
+    folder.mkdir()
+    path = write(folder, content, ("deep/in/key",))
+    (folder / "far").symlink_to("deep/in")
+    (folder / "deep/link.nii.gz").symlink_to("in/key")
+    (tmp_path / "out.nii.gz").symlink_to(folder / "manifest.json")
+    assert load_cases(path, "training") == [{"image": str(folder / "deep/link.nii.gz")}]
+    assert load_cases(path, "test") == [{"image": str(tmp_path / "out.nii.gz")}]
 
 
 @pytest.mark.parametrize(
@@ -265,8 +277,12 @@ def test_a_manifest_without_a_case_is_refused(tmp_path: Path, content: Any) -> N
     assert "no case" in refusal(write(tmp_path, content))
 
 
-def test_a_pair_of_one_file_is_refused(tmp_path: Path) -> None:
-    content = {"training": [{"image": "a.nii", "label": "./a.nii"}]}
+@pytest.mark.parametrize("label", ["./a.nii", "link.nii", "hard.nii"])
+def test_a_pair_of_one_file_is_refused(tmp_path: Path, label: str) -> None:
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "link.nii").symlink_to("a.nii")
+    (tmp_path / "hard.nii").hardlink_to(tmp_path / "a.nii")
+    content = {"training": [{"image": "a.nii", "label": label}]}
     assert "training[0] names one file twice" in refusal(write(tmp_path, content, ("a.nii",)))
 
 
@@ -282,6 +298,7 @@ LEAKS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"image": "b.nii", "label": "a.nii"}, {"image": "b.nii"}),
     ({"image": "a.nii", "patient": "p1"}, {"image": "b.nii", "patient": "p1"}),
     ({"image": "series"}, {"image": "series/1.dcm"}),
+    ({"image": "series"}, {"image": "slice.dcm"}),
     ({"image": "a.nii"}, {"image": "."}),
     ({"synthetic": {"shape": [8, 8], "count": 4}}, {"synthetic": {"shape": [8, 8], "seed": 3}}),
     ({"synthetic": {"shape": [8, 8]}}, {"synthetic": {"shape": [9, 9]}}),
@@ -297,6 +314,7 @@ def test_a_subject_in_two_splits_is_refused(tmp_path: Path, one: Any, other: Any
     path = write(tmp_path, content, FILES)
     (tmp_path / "link.nii").symlink_to(tmp_path / "a.nii")
     (tmp_path / "hard.nii").hardlink_to(tmp_path / "a.nii")
+    (tmp_path / "slice.dcm").symlink_to("series/1.dcm")
     message = refusal(path)
     assert splits[0] in message
     assert splits[1] in message

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from adl_monai.data.dicom_parse import DICOM_SUFFIXES, is_dicom_file
+import pydicom
+
+from adl_monai.data.dicom_parse import DICOM_SUFFIXES, discreet, is_dicom_file, parse
 from adl_monai.data.itk import KINDS
 from adl_monai.errors import UsageError
 
@@ -47,15 +49,19 @@ def output_format(path: Path) -> str:
 
 
 def is_scan(path: Path) -> bool:
-    """Whether `read_volume` would try to read this: a visible file of a known format, or a folder of DICOM files."""
-    return path.exists() and not path.name.startswith(".") and bool(scan_format(path))
+    """Whether this may be a scan: a visible file of a known format, or a folder with DICOM images (`find_scans`)."""
+    if not path.exists() or path.name.startswith("."):
+        return False
+    return _holds_images(path) if path.is_dir() else bool(scan_format(path))
 
 
 def find_scans(folder: Path) -> list[Path]:
-    """The scans below a folder, sorted: files of known formats, and folders that hold DICOM files.
+    """The scans below a folder, sorted: files of known formats, and folders that hold DICOM images.
 
-    A folder with DICOM files in it counts as one scan, the folder itself included. Hidden names are skipped and linked
-    folders are not followed.
+    A folder with DICOM images in it counts as one scan, the folder itself included; one of reports, plans and other
+    objects without pixels is none. Of a series one file is opened, and more only as long as none of those before has
+    an image; a damaged file counts as one, so that it is refused in words. Hidden names are skipped and linked folders
+    are not followed.
 
     Raises:
         UsageError: If a folder may not be listed.
@@ -69,7 +75,7 @@ def find_scans(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    if scan_format(folder):
+    if _holds_images(folder):
         yield folder
     for child in folder.iterdir():
         if child.name.startswith("."):
@@ -79,3 +85,24 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield from _walk(child)
         elif _named_format(child):  # DICOM counts by folders: no need to open thousands of slices
             yield child
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_dicom_file(child) and not _is_imageless(child) for child in folder.iterdir())
+
+
+def _is_imageless(path: Path) -> bool:
+    """Whether a file is a DICOM object that has no pixels (SR, PR, KO, an RT plan, an index of a disc, ...)."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+        if b"\0" not in start:  # text, or nothing at all
+            return False
+        with discreet():
+            if start[128:132] == b"DICM":
+                meta = pydicom.filereader.read_file_meta_info(path)
+                if "Image Storage" in pydicom.uid.UID(str(meta.get("MediaStorageSOPClassUID", ""))).name:
+                    return False
+            return parse(path, pixels=False, tags=["SOPClassUID", "SeriesInstanceUID", "Rows"]) is None
+    except Exception:  # what is damaged, or no DICOM, is for the reader to refuse
+        return False

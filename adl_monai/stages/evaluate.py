@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,23 @@ from typing import Any
 from ignite.engine import Events
 from tqdm import tqdm
 
-from adl_monai.bundle import find_bundle, inference_overrides, load_weights, open_workflow, refuse_expressions
+from adl_monai.bundle import (
+    find_bundle,
+    inference_overrides,
+    load_weights,
+    open_workflow,
+    refuse_expressions,
+    shipped_bundle,
+)
 from adl_monai.data.case_cache import Refusals
+from adl_monai.data.degradations import Degradation
 from adl_monai.data.io import read_volume
-from adl_monai.data.monai_io import SYNTHETIC, VolumeReader
-from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
+from adl_monai.data.monai_io import SYNTHETIC
+from adl_monai.errors import ModelError, OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
 from adl_monai.manifest import Case, check_pairs, load_manifest
 
+NO_NOISE = "none"  # in the rows of real pairs
 COLUMNS = ("case", "noise", "sigma", "psnr_noisy", "psnr", "ssim_noisy", "ssim")
 
 
@@ -38,13 +49,16 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """PSNR and SSIM before and after denoising, per case and noise level.
 
-    A clean case gets noise of the given kind and levels, fixed by the seed. A real pair is measured as it is, at each
-    level alike. Intensities are normalised to about [0, 1]; the data range of both metrics is 1.
+    A clean case gets noise of the given kind and levels, fixed by the seed. A real pair is measured once, as it is: its
+    noise is called ``none``, of level 0, for none was added. Intensities are normalised to about [0, 1]; the data range
+    of both metrics is 1. Images that equal the clean one have an infinite PSNR: ``null`` in the JSON file, ``inf`` in
+    the table and in what is returned.
 
     Args:
         manifest: Path of a manifest.
         output: ``metrics.json`` to write; ``metrics.csv`` goes beside it.
-        model: See ``adl_monai.bundle.find_bundle``.
+        model: See ``adl_monai.bundle.find_bundle``. A 2D model takes volumes slice by slice. None takes the shipped one
+            that fits the images, which must be all 2D or all 3D.
         split: ``training``, ``validation`` or ``test``.
         noise: Kind of noise.
         sigmas: Noise levels, as shares of the intensity range.
@@ -55,45 +69,57 @@ def evaluate(
         progress: Show a bar.
 
     Returns:
-        One row per case and level, and one named ``mean`` per level, with the keys of ``COLUMNS``.
+        One row per case and level, and one named ``mean`` per level, with the keys of ``COLUMNS``; those of real pairs
+        come first, with a mean of their own.
 
     Raises:
+        ModelError: If the model is not usable, or 3D where images are 2D.
         ScanFileError: Or SeriesGeometryError: if scans are damaged or unusable; all of them are named, and nothing is
             measured.
         ManifestError: If the manifest is not usable.
-        UsageError: If an option is not usable, or the split has no case.
-        OutputError: If an output exists already.
+        UsageError: If an option is not usable, the split has no case, or no model is named for 2D and 3D images mixed.
+        OutputError: If an output exists already or cannot be written. All of this is checked before measuring.
     """
     refuse_expressions({"split": split, "noise": noise, "device": device, "precision": precision})
-    output = Path(output).resolve()
-    table = output.with_suffix(".csv")
-    for path in (output, table):
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists; pass --overwrite to replace it, or another -o.")
+    if not sigmas:
+        raise UsageError("no noise level was given; expected at least one, such as --sigma 0.05.")
+    for sigma in sigmas:
+        Degradation(noise, float(sigma), seed)  # refuses a kind or level that is none
     parsed = load_manifest(manifest)
-    cases = getattr(parsed, split)
+    cases: Sequence[Case] = getattr(parsed, split)
     if not cases:
         raise UsageError(f"{manifest} has no case under {split!r}; choose another split with --split.")
+    output = Path(output).resolve()
+    table = output.parent / f"{output.stem}.csv"
+    inputs = [str(manifest), *(name for case in cases for name in (case.image, case.label) if name)]
+    _check_outputs(output, table, inputs, overwrite)
+    root = None if model is None else find_bundle(model)
     check_pairs(parsed)
-    _refuse_damaged(cases, progress)
-    root = find_bundle(model, _spatial_dims(cases[0]) if model is None else 3)
+    axes = _checked_axes(cases, progress)
+    if root is None:
+        root = find_bundle(None, _one_kind(cases, axes))
     trusted, values = inference_overrides(root)
+    if trusted != shipped_bundle(2):
+        _refuse_flat(cases, axes, root)
     load_weights(root)  # of a shipped model too: refused here, in words
-    output.parent.mkdir(parents=True, exist_ok=True)
+    real, clean = ([case for case in cases if (case.label is not None) == pairs] for pairs in (True, False))
+    # Of a pair, the level means nothing.
+    passes = [(NO_NOISE, 0.0, real)] * bool(real) + [(noise, float(sigma), clean) for sigma in sigmas if clean]
     rows: list[dict[str, Any]] = []
-    with tqdm(total=len(sigmas) * len(cases), unit="case", disable=not progress, leave=False) as bar:
-        for sigma in sigmas:
+    with tqdm(total=sum(len(item[2]) for item in passes), unit="case", disable=not progress, leave=False) as bar:
+        for kind, sigma, measured in passes:
             overrides = {
                 **values,
                 "manifest": str(Path(manifest).resolve()),
                 "split": split,
                 "noise": noise,
-                "sigma": float(sigma),
+                "sigma": sigma,
                 "seed": seed,
                 "device#name": device,
                 "precision": precision,
                 "save_tables": False,
                 "data#check": False,  # the pairs, above
+                "data#pairs": kind == NO_NOISE,
             }
             workflow = open_workflow(trusted, ("inference", "evaluate"), "infer", overrides)
             with surfacing_user_errors():
@@ -102,34 +128,84 @@ def evaluate(
                 workflow.run()
             state = workflow.evaluator.state
             details = {name: state.metric_details[name].flatten().tolist() for name in COLUMNS[3:]}
-            for index, case in enumerate(cases):
-                rows.append(
-                    {"case": case.image, "noise": noise, "sigma": float(sigma)}
-                    | {k: v[index] for k, v in details.items()}
-                )
+            for index, case in enumerate(measured):
+                figures = {name: found[index] for name, found in details.items()}
+                rows.append({"case": case.image, "noise": kind, "sigma": sigma} | figures)
             means = {name: float(state.metrics[name]) for name in COLUMNS[3:]}
-            rows.append({"case": "mean", "noise": noise, "sigma": float(sigma)} | means)
-    text = json.dumps({"model": str(root), "split": split, "seed": seed, "rows": rows}, indent=2)
-    with replacing(output) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+            rows.append({"case": "mean", "noise": kind, "sigma": sigma} | means)
+    _write(output, table, {"model": str(root), "split": split, "seed": seed}, rows)
     return rows
 
 
-def _refuse_damaged(cases: Sequence[Case], progress: bool) -> None:
-    """Read the scans that ``check_pairs`` has not: a fault met later would cost what was measured before it."""
+def _check_outputs(output: Path, table: Path, inputs: Sequence[str], overwrite: bool) -> None:
+    """Refuse what cannot be written, before anything is measured for it."""
+    if output.suffix.lower() == table.suffix:
+        raise OutputError(f"{output} is where the table goes; name the JSON file with -o, such as metrics.json.")
+    read = {Path(name).resolve() for name in inputs if not name.startswith(SYNTHETIC)}
+    try:
+        for path in (output, table):
+            if not read.isdisjoint((path, *path.parents)):
+                raise OutputError(f"{path} is one of the inputs, or inside one; choose another -o.")
+            if path.exists() and not path.is_file():
+                raise OutputError(f"{path} is a folder or a device; name a file with -o, such as metrics.json.")
+            if path.exists() and not overwrite:
+                raise OutputError(f"{path} exists; pass --overwrite to replace it, or another -o.")
+        folder = next(parent for parent in output.parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):  # permissions do not say all, of /proc for instance
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{output} cannot be written: no file can be made there ({error.strerror or error}); choose another -o."
+        ) from error
+
+
+def _checked_axes(cases: Sequence[Case], progress: bool) -> list[int]:
+    """How many axes each image has; a fault in a scan met later would cost what was measured before it."""
     refusals = Refusals(len(cases))
+    axes = []
     for case in tqdm(cases, desc="Checking", unit="case", disable=not progress, leave=False):
-        if case.label is None and not case.image.startswith(SYNTHETIC):
-            with refusals.collecting():
-                read_volume(Path(case.image))
+        if case.image.startswith(SYNTHETIC):
+            axes.append(case.image.split(",")[1].count("x") + 1)  # kind, shape, seed
+            continue
+        with refusals.collecting():
+            axes.append(read_volume(Path(case.image)).array.ndim)
     refusals.raise_them()
+    return axes
 
 
-def _spatial_dims(case: Case) -> int:
-    """Axes of a case's image: the shipped 2D model is for manifests of 2D images."""
-    reader = VolumeReader()
-    return min(reader.get_data(reader.read(case.image))[0].ndim, 3)
+def _one_kind(cases: Sequence[Case], axes: Sequence[int]) -> int:
+    """The axes that all images have."""
+    if len(set(axes)) > 1:
+        flat, deep = (cases[axes.index(count)].image for count in (2, 3))
+        raise UsageError(
+            f"{axes.count(2)} images are 2D (such as {flat}) and {axes.count(3)} are volumes (such as {deep}); "
+            "expected one kind, for one model measures all. Give each kind a manifest of its own, or name a 2D model "
+            "(--model adl2d), which takes volumes slice by slice."
+        )
+    return axes[0]
+
+
+def _refuse_flat(cases: Sequence[Case], axes: Sequence[int], root: Path) -> None:
+    if 2 in axes:
+        raise ModelError(
+            f"{axes.count(2)} of {len(axes)} images are 2D (such as {cases[axes.index(2)].image}), but model {root} is "
+            "3D; pass a 2D model with --model, or keep such images out of the manifest."
+        )
+
+
+def _write(output: Path, table: Path, head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    finite = [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in rows
+    ]
+    text = json.dumps({**head, "rows": finite}, indent=2, allow_nan=False)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose another -o.") from error
+    with replacing(output) as json_file, replacing(table) as csv_file:
+        json_file.write_text(text + "\n", encoding="utf-8")
+        with csv_file.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)

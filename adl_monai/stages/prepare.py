@@ -1,17 +1,6 @@
 """Folders of scans in, a manifest out: find the scans, pair them, split them by patient.
 
-Whose scan it is, by the first rule that answers:
-
-1. DICOM: the PatientID, kept as ``dcm-`` and the first 12 digits of its SHA-256. The ID itself is never stored; but
-   whoever can list all IDs of a site can match such a digest, so it is a pseudonym, not an anonymous number.
-2. BIDS: ``sub-XXX`` in the name of the file or of a folder, the innermost first.
-3. The leading token (up to ``_``, ``-``, ``.`` or a space) of the first folder below the source, or of the file's name
-   when it lies right in the source: ``p07_t1.nii`` and ``p07_t2.nii`` are one patient. A word that leads every name
-   of a source and is followed by a number is the data set's, not the patient's: ``BRATS_001``, ``BRATS_002`` are two.
-   Several sources side by side count as folders below their parent: ``prepare p07 p08`` has two patients.
-
-In doubt, rules 2 and 3 take two people for one: that costs balance, not an honest score. The exception is a folder of
-one person's scans called ``name_1``, ``name_2``, which rule 3 takes for two people: give their ``patient`` by hand.
+``adl_monai.stages.patients`` says whose scan it is.
 """
 
 from __future__ import annotations
@@ -23,31 +12,19 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adl_monai.errors import ManifestError, OutputError, UsageError
-from adl_monai.manifest import Manifest, check_pairs, load_manifest
+from adl_monai.manifest import Manifest, check_pairs, load_manifest, named_path, stays_in
 from adl_monai.manifest_format import SPLITS, listing
+from adl_monai.stages.patients import Scan, name_patients
 
 logger = logging.getLogger(__name__)
 
+_RESULT = re.compile("(.+)_denoised")
+_PREVIEW = re.compile("(.+)_denoised(?:_preview)?")
 _ROLE = re.compile(r"[_\-. ](noisy|clean|low_?dose|full_?dose|input|target)$", re.IGNORECASE)
-_BIDS = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
-_TOKENS = re.compile(r"[^_\-. ]+")
-
-
-@dataclass(frozen=True)
-class _Scan:
-    path: Path  # absolute, links followed
-    base: Path  # its source, or the parent of several
-    below: tuple[str, ...]  # the names from the base (not included) down to the scan, which has no suffix
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What a noisy scan and its clean twin have in common; empty where the source is itself one DICOM series."""
-        return () if self.path == self.base else tuple(_ROLE.sub("", name) for name in self.below)
 
 
 def prepare(
@@ -64,7 +41,8 @@ def prepare(
 
     Args:
         sources: Files, and folders searched for scans that are clean enough to learn from.
-        output: The manifest to write. Scans below its folder get relative paths, others absolute ones.
+        output: The manifest to write. Scans below its folder get relative paths; others, and links that lead out of it,
+            absolute ones. A link is written under its own name.
         clean: A folder of clean scans, each with its noisy twin in ``noisy``: the same path in it, but for the suffix
             and an ending ``_noisy``, ``_clean``, ``_lowdose``, ``_fulldose``, ``_input`` or ``_target``.
         noisy: The folder of the noisy twins.
@@ -87,10 +65,10 @@ def prepare(
     if not output.parent.is_dir():
         raise OutputError(f"the folder of {output} does not exist; create it first.")
 
-    cases = _pairs(clean, noisy)
-    taken = {path for case in cases for path in (case["image"], case.get("label"))}
-    singles = _patients(scan for scan in _find(sources) if str(scan.path) not in taken)
-    cases += [{"image": str(scan.path), "patient": patient} for scan, patient in singles.items()]
+    twins: dict[Scan, Path | None] = dict(_pairs(clean, noisy))
+    taken = {path.resolve() for scan, twin in twins.items() for path in (scan.path, twin) if path}
+    twins |= {scan: None for scan in _find(sources) if scan.path.resolve() not in taken}
+    cases = [_case(scan, twins[scan], patient) for scan, patient in name_patients(twins).items()]
     if not cases:
         raise UsageError("no scan was given; expected folders of scans, or a clean and a noisy folder.")
     chosen = split_patients({case["patient"] for case in cases}, fractions, seed)
@@ -144,12 +122,12 @@ def _checked_fractions(split: Sequence[float]) -> tuple[float, ...]:
     return fractions
 
 
-def _find(sources: Iterable[Path]) -> list[_Scan]:
+def _find(sources: Iterable[Path]) -> list[Scan]:
     """The scans of folders, and those that are named themselves, each once."""
     from adl_monai.data.formats import INPUT_SUFFIXES, find_scans, is_scan, scan_stem
 
-    sources = list(dict.fromkeys(Path(source).resolve() for source in sources))
-    scans: dict[Path, _Scan] = {}
+    sources = list(dict.fromkeys(named_path(Path(source)) for source in sources))
+    scans: dict[Path, Scan] = {}
     for source in sources:
         if not source.exists():
             raise UsageError(f"{source} does not exist; expected a scan or a folder of scans.")
@@ -161,13 +139,31 @@ def _find(sources: Iterable[Path]) -> list[_Scan]:
         for path in found:
             inner = path.relative_to(base).parts if path.is_relative_to(base) and path != base else (path.name,)
             name = path.name if path.is_dir() else scan_stem(path)
-            scans.setdefault(path.resolve(), _Scan(path.resolve(), base, (*inner[:-1], name)))
-    return list(scans.values())
+            scans.setdefault(path.resolve(), Scan(path, base, (*inner[:-1], name)))
+    return _without_results(list(scans.values()))
 
 
-def _pairs(clean: Path | None, noisy: Path | None) -> list[dict[str, str]]:
+def _without_results(scans: list[Scan]) -> list[Scan]:
+    """Leave out what ``infer`` made of the scans beside it: no network should learn from its own results."""
+    places = {(scan.path.parent, scan.below[-1]) for scan in scans}
+    made = set()
+    for scan in scans:
+        result = (_PREVIEW if scan.path.suffix.lower() == ".png" else _RESULT).fullmatch(scan.below[-1])
+        if result and (scan.path.parent, result[1]) in places:
+            made.add(scan)
+    if made:
+        logger.warning(
+            "%d files are left out as results of denoising the scans beside them, such as %s. Rename what is none.",
+            len(made),
+            min(str(scan.path) for scan in made),
+        )
+    return [scan for scan in scans if scan not in made]
+
+
+def _pairs(clean: Path | None, noisy: Path | None) -> dict[Scan, Path]:
+    """The clean scans, each with its noisy twin."""
     if clean is None and noisy is None:
-        return []
+        return {}
     if clean is None or noisy is None:
         raise UsageError("only one of the clean and noisy folders was given; give both, or neither.")
     clean_scans, noisy_scans = _by_key(clean), _by_key(noisy)
@@ -178,18 +174,13 @@ def _pairs(clean: Path | None, noisy: Path | None) -> list[dict[str, str]]:
             f"{len(lone)} scans have no twin: {listing([str(scan.path) for scan in lone])}. Expected one noisy and one "
             f"clean scan of each name; rename or remove them."
         )
-    pairs = []
-    for scan, named in _patients(clean_scans.values()).items():
-        twin = noisy_scans[scan.key].path
-        patient = named if named.startswith("dcm-") else _dicom_patient(twin) or named
-        pairs.append({"image": str(twin), "label": str(scan.path), "patient": patient})
-    return pairs
+    return {scan: noisy_scans[key].path for key, scan in clean_scans.items()}
 
 
-def _by_key(folder: Path) -> dict[tuple[str, ...], _Scan]:
-    scans: dict[tuple[str, ...], _Scan] = {}
+def _by_key(folder: Path) -> dict[tuple[str, ...], Scan]:
+    scans: dict[tuple[str, ...], Scan] = {}
     for scan in _find([folder]):
-        other = scans.setdefault(scan.key, scan)
+        other = scans.setdefault(_key(scan), scan)
         if other is not scan:
             raise ManifestError(
                 f"{other.path} and {scan.path} have one name but for their endings; keep one of them in {folder}."
@@ -197,45 +188,21 @@ def _by_key(folder: Path) -> dict[tuple[str, ...], _Scan]:
     return scans
 
 
-def _patients(scans: Iterable[_Scan]) -> dict[_Scan, str]:
-    """Whose scans these are, by the rules at the top of this file."""
-    tokens = {scan: _TOKENS.findall(scan.below[0]) or [scan.below[0]] for scan in scans}
-    bases = {scan.base for scan in tokens}
-    lead = {base: 1 + _has_prefix([mine for scan, mine in tokens.items() if scan.base == base]) for base in bases}
-    patients = {}
-    for scan, mine in tokens.items():
-        names = reversed((scan.base.name, *scan.below))
-        bids = next((found[1] for name in names if (found := _BIDS.search(name))), None)
-        patients[scan] = _dicom_patient(scan.path) or bids or "_".join(mine[: lead[scan.base]])
-    return patients
+def _key(scan: Scan) -> tuple[str, ...]:
+    """What a noisy scan and its clean twin have in common; empty where the source is itself one DICOM series."""
+    return () if scan.path == scan.base else tuple(_ROLE.sub("", name) for name in scan.below)
 
 
-def _has_prefix(names: list[list[str]]) -> bool:
-    """Whether all names, split into tokens, begin with one word and go on with numbers that tell them apart."""
-    same = len({name[0] for name in names}) == 1 and len({tuple(name) for name in names}) > 1
-    return same and names[0][0].isalpha() and all(name[1:] and name[1][0].isdigit() for name in names)
-
-
-def _dicom_patient(scan: Path) -> str | None:
-    import pydicom
-
-    from adl_monai.data.dicom_header import discreet
-
-    for file in sorted(item for item in scan.iterdir() if item.is_file()) if scan.is_dir() else [scan]:
-        try:
-            with discreet():
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
-                patient_id = str(header.get("PatientID") or "").strip()
-        except Exception:  # not DICOM, or damaged in any way: whoever reads the scan will say so
-            continue
-        if patient_id:
-            return f"dcm-{hashlib.sha256(patient_id.encode()).hexdigest()[:12]}"
-    return None
+def _case(scan: Scan, twin: Path | None, patient: str) -> dict[str, str]:
+    paths = {"image": str(twin), "label": str(scan.path)} if twin else {"image": str(scan.path)}
+    return {**paths, "patient": patient}
 
 
 def _written(value: str, root: Path) -> str:
+    """As `load_manifest` takes it: no relative path leaves the manifest's folder, not even through a link."""
     path = Path(value)
-    return path.relative_to(root).as_posix() if path.is_absolute() and path.is_relative_to(root) else value
+    below = path.is_absolute() and path.is_relative_to(root) and stays_in(root, path)
+    return path.relative_to(root).as_posix() if below else value
 
 
 def _write(content: dict[str, Any], output: Path, overwrite: bool) -> Manifest:

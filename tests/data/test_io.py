@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from adl_monai.data import io as io_module
 from adl_monai.data.formats import OUTPUT_SUFFIXES, find_scans, is_scan, scan_format, scan_stem, scan_suffix
@@ -354,6 +355,33 @@ def test_find_scans_opens_one_slice_of_a_series(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("adl_monai.data.formats.is_dicom_file", first_bytes)
     assert find_scans(tmp_path / "ct") == [tmp_path / "ct"]
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize("name", ["test-SR.dcm", "rtplan.dcm", "rtstruct.dcm", "reportsi.dcm", "DICOMDIR"])
+def test_objects_without_pixels_are_no_scans(tmp_path: Path, name: str) -> None:
+    objects, mixed = tmp_path / "objects", tmp_path / "mixed"
+    objects.mkdir()
+    for number in range(3):
+        shutil.copy(str(get_testdata_file(name, download=False)), objects / f"{number}{Path(name).suffix}")
+    assert find_scans(tmp_path) == []
+    assert not is_scan(objects)
+    build_series(mixed, EVEN)
+    for number in range(3):
+        shutil.copy(str(get_testdata_file(name, download=False)), mixed / f"000{number}{Path(name).suffix}")
+    build_series(objects / "P1" / "CT", EVEN)
+    assert find_scans(tmp_path) == [mixed, objects / "P1" / "CT"]
+
+
+def test_a_folder_of_a_damaged_image_is_still_a_scan(tmp_path: Path) -> None:
+    """Left out, nobody would hear of it."""
+    path = build_series(tmp_path / "ct", EVEN)[0]
+    for other in (tmp_path / "ct").glob("*"):
+        if other != path:
+            other.unlink()
+    whole = path.read_bytes()
+    for damaged in (whole[:200], whole[:1000], whole[:128] + b"DICM" + b"\0" * 500, b"", b"no DICOM"):
+        path.write_bytes(damaged)
+        assert find_scans(tmp_path) == [tmp_path / "ct"]
 
 
 def test_read_volume_dispatch(tmp_path: Path) -> None:

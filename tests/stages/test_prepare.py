@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
@@ -74,7 +75,35 @@ def test_a_scan_linked_into_the_folder_is_written_so_that_it_loads(tmp_path: Pat
     (tmp_path / "here").mkdir()
     (tmp_path / "here/p1.nii").symlink_to(tmp_path / "there/p1.nii")
     manifest = prepare([tmp_path / "here/p1.nii"], tmp_path / "here" / "m.json")
-    assert manifest.training[0].image == str(tmp_path / "there/p1.nii")
+    assert manifest.training[0].image == str(tmp_path / "here/p1.nii"), "under the name that was given"
+    assert read_volume(Path(manifest.training[0].image)).array.shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize("given", [".", "ln", "ln/sub-01_T1w.nii.gz", "ln/../ln", "other"])
+def test_links_keep_their_names(tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DataLad and git-annex lay out their files: a name that links to a key."""
+    for number in (1, 2):
+        save(tmp_path / "made.nii.gz")
+        (tmp_path / "annex").mkdir(exist_ok=True)
+        (tmp_path / "made.nii.gz").rename(tmp_path / f"annex/cdef012{number}")
+        (tmp_path / "ln").mkdir(exist_ok=True)
+        (tmp_path / f"ln/sub-0{number}_T1w.nii.gz").symlink_to(f"../annex/cdef012{number}")
+    (tmp_path / "other").symlink_to("ln")
+    monkeypatch.chdir(tmp_path)
+    manifest = prepare([Path(given)], tmp_path / "m.json", split=(1, 0, 0))
+    names = ["sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz"][: 1 if "sub-01" in given else 2]
+    written = [case["image"] for case in json.loads((tmp_path / "m.json").read_text())["training"]]
+    assert written == [f"{'other' if given == 'other' else 'ln'}/{name}" for name in names]
+    assert [(case.patient, Path(case.image).name) for case in manifest.training] == [(n[:6], n) for n in names]
+    for case in manifest.training:
+        assert read_volume(Path(case.image)).array.shape == (4, 5, 6)
+
+
+def test_a_scan_and_links_to_it_are_one(tmp_path: Path) -> None:
+    save(tmp_path / "data/p1.nii", tmp_path / "data/p2.nii")
+    (tmp_path / "data/p3.nii").symlink_to("p1.nii")
+    manifest = prepare([tmp_path / "data", tmp_path / "data/p3.nii"], tmp_path / "m.json", split=(1, 0, 0))
+    assert [Path(case.image).name for case in manifest.training] == ["p1.nii", "p2.nii"]
 
 
 def test_an_existing_manifest_is_kept_unless_told(tmp_path: Path) -> None:
@@ -239,6 +268,34 @@ def test_too_few_patients_are_warned_about(tmp_path: Path, caplog: Any) -> None:
         manifest = prepare([tmp_path / "data"], tmp_path / "m.json")
     assert (len(manifest.training), len(manifest.validation), len(manifest.test)) == (2, 0, 0)
     assert "no scan goes to validation, test" in caplog.text
+
+
+# What is no clean scan
+
+
+def test_results_of_an_earlier_run_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tmp_path / "data"
+    save(*(data / name for name in ("a.nii.gz", "a_denoised.nii.gz", "b.nii", "b_denoised.nii.gz", "c_denoised.nii")))
+    save(data / "deep/a_denoised.nii.gz")
+    save_series(data / "ct", "ID1")
+    save_series(data / "ct_denoised", "ID1")
+    for name in ("a_denoised_preview", "ct_denoised_preview", "lone_denoised_preview"):
+        Image.fromarray(np.zeros((9, 8), np.uint8)).save(data / f"{name}.png")
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare([data], tmp_path / "m.json", split=(1, 0, 0))
+    assert sorted(Path(case.image).relative_to(data).as_posix() for case in manifest.training) == [
+        "a.nii.gz",
+        "b.nii",
+        "c_denoised.nii",
+        "ct",
+        "deep/a_denoised.nii.gz",
+        "lone_denoised_preview.png",
+    ]
+    assert "5 files are left out as results" in caplog.text
+    prepare([*data.glob("*.nii*")], tmp_path / "n.json", split=(1, 0, 0))
+    assert len(load_manifest(tmp_path / "n.json").training) == 3, "by name too, where both are given"
+    prepare([data / "a_denoised.nii.gz"], tmp_path / "o.json", split=(1, 0, 0))
+    assert len(load_manifest(tmp_path / "o.json").training) == 1, "alone, it is what was asked for"
 
 
 # Pairs
