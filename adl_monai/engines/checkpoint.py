@@ -12,7 +12,8 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from adl_monai.errors import ModelError, OutputError
+from adl_monai.engines.restore import restore
+from adl_monai.errors import ModelError, OutputError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +105,10 @@ class CheckpointHandler:
         state = read_checkpoint(path)
         self._check(state, path)
         try:
-            for name, item in self.objects.items():
-                item.load_state_dict(state["objects"][name])
+            restore(self.objects, state["objects"], state["epoch"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"{path} does not fit this run ({str(error).splitlines()[0][:200]}); resume with the options that the "
                 "run was started with, or start a new run in another folder."

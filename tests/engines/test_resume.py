@@ -1,0 +1,142 @@
+"""A run that goes on takes what it has learned from its checkpoint, and what was chosen from its options."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import Adam, lr_scheduler
+
+from adl_monai.engines import ADLTrainer, Muon
+from adl_monai.engines.restore import restore
+from adl_monai.errors import TrainingDivergedError
+from adl_monai.stages.train import TrainingResult, train
+from tests.conftest import TINY
+from tests.engines.test_checkpoint import assert_same
+
+DENOISER_ALONE = {**TINY, "loss#adversarial": 0.0}
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+
+
+def cosine(rate: float, epochs: int, position: int) -> float:
+    return 0.01 * rate + 0.99 * rate * (1 + math.cos(math.pi * position / epochs)) / 2
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """The denoiser's rate in each epoch that is trained."""
+    seen: dict[int, float] = {}
+    start = ADLTrainer.start_epoch
+
+    def watched(trainer: ADLTrainer) -> None:
+        seen[trainer.state.epoch] = trainer.optimizer.param_groups[0]["lr"]
+        start(trainer)
+
+    monkeypatch.setattr(ADLTrainer, "start_epoch", watched)
+    return seen
+
+
+@pytest.fixture
+def begun(manifest: Path, tmp_path: Path) -> Path:
+    """A run of two epochs of the denoiser alone."""
+    rate = {"learning_rate": 0.003, "optimizer#narrow_lr": 0.003}
+    train(manifest, tmp_path / "run", overrides={**DENOISER_ALONE, "max_epochs": 2, **rate})
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def go_on(manifest: Path, begun: Path) -> Callable[..., TrainingResult]:
+    def resume(**overrides: Any) -> TrainingResult:
+        return train(manifest, begun, resume=True, overrides={k.replace("__", "#"): v for k, v in overrides.items()})
+
+    return resume
+
+
+def test_options_given_to_a_resumed_run_apply(
+    begun: Path, go_on: Callable[..., TrainingResult], rates: dict[int, float]
+) -> None:
+    moments = checkpoint(begun)["objects"]["optimizer"]["state"]
+    rate = {"learning_rate": 0.001, "optimizer__narrow_lr": 0.001, "d_optimizer__lr": 1e-5}
+    go_on(max_epochs=4, optimizer__betas=[0.8, 0.9], **rate)
+    assert rates == {epoch: pytest.approx(cosine(0.001, 4, epoch - 1)) for epoch in (3, 4)}
+    objects = checkpoint(begun)["objects"]
+    (group,) = objects["optimizer"]["param_groups"]
+    assert list(group["betas"]) == [0.8, 0.9]
+    assert group["lr"] == pytest.approx(0.00001)
+    assert objects["d_optimizer"]["param_groups"][0]["lr"] == 1e-5
+    assert objects["lr_scheduler"]["T_max"] == 4
+    # The moments went on: eight steps in all.
+    assert [one["step"] for one in moments.values()] == [4] * len(moments)
+    assert [one["step"] for one in objects["optimizer"]["state"].values()] == [8] * len(moments)
+
+
+def test_a_longer_run_has_the_schedule_of_its_length(
+    go_on: Callable[..., TrainingResult], rates: dict[int, float], begun: Path
+) -> None:
+    go_on(max_epochs=6)
+    assert rates == {epoch: pytest.approx(cosine(0.003, 6, epoch - 1)) for epoch in range(3, 7)}
+    assert sorted(rates.values(), reverse=True) == list(rates.values()), "it climbed"
+    schedule = checkpoint(begun)["objects"]["lr_scheduler"]
+    assert schedule["_last_lr"] == pytest.approx([schedule["eta_min"]])
+
+
+def test_a_diverged_run_goes_on_with_a_lower_rate(begun: Path, go_on: Callable[..., TrainingResult]) -> None:
+    with pytest.raises(TrainingDivergedError, match=r"learning rate .*e\+29\). .*lower the learning rate and continue"):
+        go_on(max_epochs=3, optimizer__narrow_lr=1e30)
+    assert checkpoint(begun)["epoch"] == 2
+    assert go_on(optimizer__narrow_lr=0.0001).epochs == 3
+
+
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 9, 1e-5),
+    "restarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 4),
+    "steps": lambda optimizer: lr_scheduler.StepLR(optimizer, 2, 0.3),
+    "one": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=20),
+    "warm": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3), lr_scheduler.CosineAnnealingLR(optimizer, 9)],
+        [3],
+    ),
+    "chained": lambda optimizer: lr_scheduler.ChainedScheduler([lr_scheduler.ExponentialLR(optimizer, 0.9)]),
+    "plateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=0),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("optimizer", [Adam, Muon])
+def test_schedules_of_all_kinds_go_on_bit_for_bit(kind: str, optimizer: type[Any]) -> None:
+    def fresh() -> dict[str, Any]:
+        torch.manual_seed(0)
+        network = torch.nn.Linear(9, 9)
+        learns = optimizer(network.parameters(), lr=0.01)
+        return {"network": network, "optimizer": learns, "schedule": SCHEDULES[kind](learns)}
+
+    def epoch(run: dict[str, Any]) -> None:
+        run["optimizer"].zero_grad()
+        run["network"](torch.ones(3, 9)).square().sum().backward()
+        run["optimizer"].step()
+        run["schedule"].step(*([1.0] if kind == "plateau" else []))
+
+    def state(run: dict[str, Any]) -> dict[str, Any]:
+        return {name: item.state_dict() for name, item in run.items()}
+
+    whole = fresh()
+    for _ in range(5):
+        epoch(whole)
+    again = fresh()
+    restore(again, copy.deepcopy(state(whole)), 5)
+    for run in (whole, again):
+        for _ in range(3):
+            epoch(run)
+    ours, theirs = state(again), state(whole)
+    for either in (ours, theirs) if kind in ("warm", "chained") else ():  # they hold others, compared by the rates
+        either["schedule"] = either["schedule"]["_last_lr"]
+    assert_same(ours, theirs)
