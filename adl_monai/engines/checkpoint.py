@@ -28,7 +28,8 @@ class CheckpointHandler:
     last one where there is no validation.
 
     Epochs are the unit of resuming. The generators' states need not be saved: the trainer derives each epoch's
-    randomness from the seed and the epoch's number, and each patch is a function of seed, epoch and index.
+    randomness from the seed and the epoch's number, and each patch is a function of seed, epoch and index. A run may go
+    on with another number of steps in an epoch; its steps are then counted as if it had always had that.
 
     Args:
         save_dir: Folder for the checkpoints; created on the first save.
@@ -114,7 +115,9 @@ class CheckpointHandler:
                 "run was started with, or start a new run in another folder."
             ) from error
         engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["iteration"]
+        # In steps of the present length: by those of another batch size, ignite would take the run for ended.
+        length = engine.state.epoch_length
+        engine.state.iteration = state["iteration"] if length is None else state["epoch"] * length
         if self.evaluator is not None and state["best_epoch"] != -1:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_epoch"]

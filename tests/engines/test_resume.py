@@ -95,6 +95,23 @@ def test_a_diverged_run_goes_on_with_a_lower_rate(begun: Path, go_on: Callable[.
     assert go_on(optimizer__narrow_lr=0.0001).epochs == 3
 
 
+@pytest.mark.parametrize(("batch_size", "steps"), [(8, 1), (2, 4)])
+def test_a_run_goes_on_with_another_batch_size(
+    begun: Path, go_on: Callable[..., TrainingResult], rates: dict[int, float], batch_size: int, steps: int
+) -> None:
+    """Two epochs of two steps each; counted in the old steps, a run of one a step would have ended."""
+    assert go_on(max_epochs=4, batch_size=batch_size).epochs == 4
+    assert list(rates) == [3, 4]
+    state = checkpoint(begun)
+    assert state["epoch"] == 4
+    assert state["iteration"] == 4 * steps
+    assert {int(one["step"]) for one in state["objects"]["optimizer"]["state"].values()} == {4 + 2 * steps}
+    assert int(state["objects"]["ema"]["n_averaged"]) == 4 + 2 * steps
+    # Back to the batches of before: every epoch of them is trained too.
+    assert go_on(max_epochs=5, batch_size=4).epochs == 5
+    assert checkpoint(begun)["iteration"] == 10
+
+
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 9, 1e-5),
     "restarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 4),
