@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.optim import Adam, lr_scheduler
 
 from adl_monai.engines import ADLTrainer, Muon
 from adl_monai.engines.restore import restore
-from adl_monai.errors import TrainingDivergedError
+from adl_monai.errors import ModelError, TrainingDivergedError, UsageError
 from adl_monai.stages.train import TrainingResult, train
 from tests.conftest import TINY
 from tests.engines.test_checkpoint import assert_same
@@ -110,6 +111,54 @@ def test_a_run_goes_on_with_another_batch_size(
     # Back to the batches of before: every epoch of them is trained too.
     assert go_on(max_epochs=5, batch_size=4).epochs == 5
     assert checkpoint(begun)["iteration"] == 10
+
+
+ADAM = {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ({"optimizer": ADAM}, "optimizer is Adam .*'exp_avg'"),
+        ({"discriminator_def__filters": [6, 6, 6, 6]}, "EfficientUNetDiscriminator"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_and_the_option_forgotten(
+    begun: Path, go_on: Callable[..., TrainingResult], option: dict[str, Any], reason: str
+) -> None:
+    kept = (begun / "options.json").read_bytes(), checkpoint(begun)
+    with pytest.raises((ModelError, UsageError), match=reason):
+        go_on(max_epochs=3, **option)
+    assert (begun / "options.json").read_bytes() == kept[0]
+    assert_same(checkpoint(begun), kept[1])
+    assert go_on(max_epochs=3).epochs == 3
+
+
+def test_an_optimizer_that_can_use_the_state_goes_on_with_it(
+    manifest: Path, begun: Path, go_on: Callable[..., TrainingResult]
+) -> None:
+    run = {"overwrite": True, "overrides": {**DENOISER_ALONE, "max_epochs": 1, "optimizer": ADAM}}
+    train(manifest, begun, **run)
+    with pytest.raises(ModelError, match=r"does not fit this run .*optimizer is Adam .*'max_exp_avg_sq'.*resume with"):
+        go_on(max_epochs=2, optimizer={**ADAM, "amsgrad": True})
+    assert go_on(max_epochs=2, optimizer={**ADAM, "_target_": "torch.optim.AdamW"}).epochs == 2
+
+
+def test_a_recorded_expression_can_be_replaced(
+    manifest: Path, begun: Path, go_on: Callable[..., TrainingResult], tmp_path: Path
+) -> None:
+    options = json.loads((begun / "options.json").read_text())
+    proof = tmp_path / "ran"
+    options["overrides"]["learning_rate"] = f"$__import__('os').mkdir({str(proof)!r})"
+    (begun / "options.json").write_text(json.dumps(options))
+    with pytest.raises(UsageError, match=r"run as code; give the option learning_rate again .*or with another"):
+        go_on(max_epochs=3)
+    with pytest.raises(UsageError, match="learning_rate again"):
+        go_on(max_epochs=3, optimizer__lr=0.001)
+    assert go_on(max_epochs=3, learning_rate=0.001).epochs == 3
+    assert not proof.exists()
+    assert json.loads((begun / "options.json").read_text())["overrides"]["learning_rate"] == 0.001
+    assert go_on(max_epochs=4).epochs == 4
 
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
