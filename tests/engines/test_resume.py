@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,29 @@ def test_a_recorded_expression_can_be_replaced(
     assert not proof.exists()
     assert json.loads((begun / "options.json").read_text())["overrides"]["learning_rate"] == 0.001
     assert go_on(max_epochs=4).epochs == 4
+
+
+def test_a_lost_model_is_written_again(begun: Path, go_on: Callable[..., TrainingResult]) -> None:
+    model = begun / "bundle" / "models" / "model.pt"
+    kept = torch.load(model, weights_only=True)
+    shutil.rmtree(begun / "bundle")
+    assert go_on().best_epoch == 2
+    assert_same(torch.load(model, weights_only=True), kept)
+
+    assert go_on(max_epochs=3, optimizer__narrow_lr=0.3).best_epoch == 2, "a rate that spoils the network"
+    assert_same(torch.load(model, weights_only=True), kept)
+    shutil.rmtree(begun / "bundle")
+    assert go_on().best_epoch == 2
+    assert_same(torch.load(model, weights_only=True), kept)
+    assert (begun / "bundle" / "configs" / "inference.json").exists()
+
+    best = begun / "checkpoints" / "best.pt"
+    for damage in (lambda: best.write_bytes(b"nothing"), best.unlink):
+        model.unlink(missing_ok=True)
+        damage()
+        with pytest.raises(ModelError, match=r"model\.pt is missing, and .*best\.pt.*put back either from a copy"):
+            go_on()
+        assert not model.exists()
 
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
