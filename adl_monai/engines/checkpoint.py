@@ -64,7 +64,11 @@ class CheckpointHandler:
         self._saved_best_epoch = -1
 
     def attach(self, engine: Workflow) -> None:
-        """Load when the run starts, save when an epoch is completed. Attach after schedulers and validation."""
+        """Load when the run starts, save when an epoch is completed. Attach after schedulers and validation.
+
+        ``engine.state.resumed_from`` tells other handlers which checkpoint will be loaded, None for a fresh start.
+        """
+        engine.state.resumed_from = self._newest() if self.resume else None
         engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
@@ -104,7 +108,7 @@ class CheckpointHandler:
         """
         if not self.resume:
             return
-        path = next((p for p in (self.save_dir / "last.pt", self.save_dir / "previous.pt") if p.exists()), None)
+        path = self._newest()
         if path is None:
             logger.warning("no checkpoint in %s yet: starting from the beginning", self.save_dir)
             return
@@ -130,6 +134,9 @@ class CheckpointHandler:
         if self.active and not self.model_path.exists():
             self._write_model_again(state["best_epoch"], state["epoch"])
         logger.info("resumed from %s after epoch %d", path, state["epoch"])
+
+    def _newest(self) -> Path | None:
+        return next((p for p in (self.save_dir / "last.pt", self.save_dir / "previous.pt") if p.exists()), None)
 
     def _write_model_again(self, best_epoch: int, last_epoch: int) -> None:
         """Put back the weights to ship: no epoch to come may be better than the one they are of."""

@@ -19,7 +19,7 @@ from adl_monai.engines.restore import restore
 from adl_monai.errors import ModelError, TrainingDivergedError, UsageError
 from adl_monai.stages.train import TrainingResult, train
 from tests.conftest import TINY
-from tests.engines.test_checkpoint import assert_same
+from tests.engines.test_checkpoint import assert_same, final_state
 
 DENOISER_ALONE = {**TINY, "loss#adversarial": 0.0}
 
@@ -183,6 +183,31 @@ def test_a_lost_model_is_written_again(begun: Path, go_on: Callable[..., Trainin
         with pytest.raises(ModelError, match=r"model\.pt is missing, and .*best\.pt.*put back either from a copy"):
             go_on()
         assert not model.exists()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_resumed_run_does_not_need_the_model_it_started_from(manifest: Path, tmp_path: Path, held: bool) -> None:
+    """Nor does it change a bit, wherever its first part ended: the first epoch's rate is that of any length."""
+    train(manifest, tmp_path / "parent", overrides={**DENOISER_ALONE, "max_epochs": 1})
+    shutil.copytree(tmp_path / "parent", tmp_path / "copy")
+    options: dict[str, Any] = {"init": tmp_path / "copy"}
+    wider = {**DENOISER_ALONE, "network_def#filters": [6, 6, 6, 6]}
+    if held:
+        options["hold"] = tmp_path / "parent"
+    train(manifest, tmp_path / "whole", **options, overrides={**wider, "max_epochs": 2})
+    train(manifest, tmp_path / "child", **options, overrides={**wider, "max_epochs": 1})
+    shutil.rmtree(tmp_path / "copy")
+    train(manifest, tmp_path / "child", resume=True, overrides={"max_epochs": 2})
+    for whole, again in zip(final_state(tmp_path / "whole"), final_state(tmp_path / "child"), strict=True):
+        assert_same(whole, again)
+
+    shutil.rmtree(tmp_path / "child" / "checkpoints")  # back at the beginning, which is lost
+    with pytest.raises(ModelError, match=r"copy.*model\.pt, the model that the run starts from .*put it back"):
+        train(manifest, tmp_path / "child", resume=True)
+    if held:
+        shutil.rmtree(tmp_path / "parent")
+        with pytest.raises(ModelError, match=r"parent.*model\.pt, the model that the run starts from or holds"):
+            train(manifest, tmp_path / "whole", resume=True, overrides={"max_epochs": 3})
 
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
