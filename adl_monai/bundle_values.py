@@ -92,6 +92,8 @@ def check_values(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor],
 def refuse_recorded_code(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
     """A run's recorded options are data too: what would run code has to be given again by whoever resumes the run.
 
+    What is given takes the place of what is recorded, which then is never run, whether they are the same or not.
+
     Args:
         recorded: The options in the run's folder.
         given: Those of the command that resumes it.
@@ -102,10 +104,10 @@ def refuse_recorded_code(recorded: Mapping[str, Any], given: Mapping[str, Any], 
     """
     for name, value in recorded.items():
         found = f"{name}={value}" if "#_" in f"#{name}" else find_code(value)
-        if found is not None and not (name in given and given[name] == value):
+        if found is not None and name not in given:
             raise UsageError(
-                f"{path} holds {found!r}, which would be run as code; if you trust this run, give the option {name} "
-                "again with --set, with the same value."
+                f"{path} holds {found!r}, which would be run as code; give the option {name} again with --set, with "
+                "the same value if you trust this run, or with another."
             )
 
 

@@ -113,7 +113,11 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
 @DEVICE
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="[default: the bundle's, auto]")
 @click.option("--set", "settings", type=Settings(), multiple=True, help="Any value of the bundle's train.json.")
-@click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the run folder's last checkpoint; options given with it apply from there.",
+)
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run.")
 @click.pass_obj
 def train(

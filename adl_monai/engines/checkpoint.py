@@ -12,7 +12,8 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from adl_monai.errors import ModelError, OutputError
+from adl_monai.engines.restore import restore
+from adl_monai.errors import ModelError, OutputError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +28,13 @@ class CheckpointHandler:
     last one where there is no validation.
 
     Epochs are the unit of resuming. The generators' states need not be saved: the trainer derives each epoch's
-    randomness from the seed and the epoch's number, and each patch is a function of seed, epoch and index.
+    randomness from the seed and the epoch's number, and each patch is a function of seed, epoch and index. A run may go
+    on with another number of steps in an epoch; its steps are then counted as if it had always had that.
 
     Args:
         save_dir: Folder for the checkpoints; created on the first save.
         objects: What to save, by name: anything with ``state_dict`` and ``load_state_dict``. None values are left out.
-        model: The network whose weights are shipped (the average).
+        model: The network whose weights are shipped (the average): one of ``objects``, or inside one.
         model_path: Where its bare state_dict goes.
         evaluator: Engine whose key metric decides what is best; its best value is part of the checkpoint.
         resume: Go on from ``last.pt`` if it exists.
@@ -62,7 +64,11 @@ class CheckpointHandler:
         self._saved_best_epoch = -1
 
     def attach(self, engine: Workflow) -> None:
-        """Load when the run starts, save when an epoch is completed. Attach after schedulers and validation."""
+        """Load when the run starts, save when an epoch is completed. Attach after schedulers and validation.
+
+        ``engine.state.resumed_from`` tells other handlers which checkpoint will be loaded, None for a fresh start.
+        """
+        engine.state.resumed_from = self._newest() if self.resume else None
         engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
@@ -94,30 +100,77 @@ class CheckpointHandler:
             ) from error
 
     def load(self, engine: Workflow) -> None:
-        """Put the state of the newest whole checkpoint into the run, if resuming was asked for."""
+        """Put the state of the newest whole checkpoint into the run, if resuming was asked for.
+
+        Raises:
+            ModelError: If it cannot be read, or is of another run, or the weights to ship are lost.
+            OutputError: If these were, and cannot be written again.
+        """
         if not self.resume:
             return
-        path = next((p for p in (self.save_dir / "last.pt", self.save_dir / "previous.pt") if p.exists()), None)
+        path = self._newest()
         if path is None:
             logger.warning("no checkpoint in %s yet: starting from the beginning", self.save_dir)
             return
         state = read_checkpoint(path)
         self._check(state, path)
         try:
-            for name, item in self.objects.items():
-                item.load_state_dict(state["objects"][name])
+            restore(self.objects, state["objects"], state["epoch"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"{path} does not fit this run ({str(error).splitlines()[0][:200]}); resume with the options that the "
                 "run was started with, or start a new run in another folder."
             ) from error
         engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["iteration"]
+        # In steps of the present length: by those of another batch size, ignite would take the run for ended.
+        length = engine.state.epoch_length
+        engine.state.iteration = state["iteration"] if length is None else state["epoch"] * length
         if self.evaluator is not None and state["best_epoch"] != -1:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_epoch"]
         self._saved_best_epoch = state["best_epoch"]
+        if self.active and not self.model_path.exists():
+            self._write_model_again(state["best_epoch"], state["epoch"])
         logger.info("resumed from %s after epoch %d", path, state["epoch"])
+
+    def _newest(self) -> Path | None:
+        return next((p for p in (self.save_dir / "last.pt", self.save_dir / "previous.pt") if p.exists()), None)
+
+    def _write_model_again(self, best_epoch: int, last_epoch: int) -> None:
+        """Put back the weights to ship: no epoch to come may be better than the one they are of."""
+        path = self.save_dir / "best.pt"
+        weights = self.model.state_dict()
+        if best_epoch not in (-1, last_epoch):
+            try:
+                weights = self._weights(read_checkpoint(path))
+            except (ModelError, KeyError, StopIteration) as error:
+                raise ModelError(
+                    f"the run's model {self.model_path} is missing, and {path}, from which it could be written again, "
+                    "is missing or damaged; put back either from a copy, or start a new run in another folder."
+                ) from error
+        try:
+            self.model_path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(weights, self.model_path)
+        except OSError as error:
+            raise OutputError(
+                f"the run's model cannot be written to {self.model_path} ({error.strerror or error}). Make room and go "
+                "on with --resume."
+            ) from error
+        logger.info("wrote %s again, which was missing", self.model_path)
+
+    def _weights(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of ``model`` in a checkpoint, where it is one of the saved networks or inside one (an average)."""
+        networks = {name: item for name, item in self.objects.items() if isinstance(item, torch.nn.Module)}
+        name, prefix = next(
+            (name, f"{inner}." if inner else "")
+            for name, network in networks.items()
+            for inner, module in network.named_modules()
+            if module is self.model
+        )
+        values = state["objects"][name].items()
+        return {key.removeprefix(prefix): value for key, value in values if key.startswith(prefix)}
 
     def _best_epoch(self) -> int:
         return -1 if self.evaluator is None else int(self.evaluator.state.best_metric_epoch)

@@ -18,7 +18,7 @@ from adl_monai.networks.partial_gradient import learn_only
 class StartHandler:
     """Loads a model's weights into networks when the run starts; they may be wider or have a content enhancer more.
 
-    Attach it before what resumes a run, whose weights then replace these.
+    Attach it before what resumes a run. That has the weights already: ``load_path`` is then not read and may be gone.
 
     Args:
         load_path: A bare state_dict.
@@ -42,22 +42,35 @@ class StartHandler:
         self.networks = list(networks)
         self.hold_path = None if hold_path is None else Path(hold_path)
         self.optimizer = optimizer
+        self._pending: Path | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Run when ``engine`` starts."""
+        """Run when ``engine`` starts; hold in a resumed run once its own weights are there."""
         engine.add_event_handler(Events.STARTED, self)
+        if self.hold_path is not None:
+            engine.add_event_handler(Events.EPOCH_STARTED, self._hold_resumed)
 
     def __call__(self, engine: Any) -> None:
         """Load, and hold.
 
         Raises:
-            ModelError: If the weights are of a network that is built differently, or wider, or cannot be held.
+            ModelError: If the weights cannot be read, are of a network that is built differently, or wider, or cannot
+                be held.
         """
+        if getattr(engine.state, "resumed_from", None) is not None:
+            self._pending = self.hold_path
+            return
         state = self._fit(grown_weights, self.load_path, _read(self.load_path))
         for network in self.networks:
             network.load_state_dict(state)
         if self.hold_path is not None:
-            self._hold(self.hold_path, state)
+            self._hold(self.hold_path, state, str(self.load_path))
+
+    def _hold_resumed(self) -> None:
+        if self._pending is not None:
+            path, self._pending = self._pending, None
+            state = {name: value.clone() for name, value in self.networks[0].state_dict().items()}
+            self._hold(path, state, "the resumed run")
 
     def _fit(
         self, made: Callable[..., dict[str, Tensor]], path: Path, former: Mapping[str, Tensor]
@@ -67,7 +80,7 @@ class StartHandler:
         except ValueError as error:
             raise ModelError(f"{path} does not fit the network to be trained: {error}") from error
 
-    def _hold(self, path: Path, state: Mapping[str, Tensor]) -> None:
+    def _hold(self, path: Path, state: Mapping[str, Tensor], source: str) -> None:
         assert self.optimizer is not None
         former = _read(path)
         expected, held = (self._fit(made, path, former) for made in (grown_weights, held_weights))
@@ -75,7 +88,7 @@ class StartHandler:
             # As near as half precision is, in which models in the box are kept.
             if not torch.allclose(state[name][mask], expected[name][mask].to(state[name]), rtol=1e-3, atol=1e-6):
                 raise ModelError(
-                    f"{self.load_path} does not hold what {path} computes ({name} differs); start from that model, or "
+                    f"{source} does not hold what {path} computes ({name} differs); start from that model, or "
                     "from one that has grown from it and held it."
                 )
         hold_weights(self.networks[0], state, held, self.optimizer)
@@ -83,7 +96,13 @@ class StartHandler:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(
+            f"{path}, the model that the run starts from or holds, cannot be read ({error.strerror or error}); put it "
+            "back, or start a new run with another."
+        ) from error
     return state
 
 

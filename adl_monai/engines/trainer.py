@@ -198,10 +198,11 @@ class ADLTrainer(SupervisedTrainer):
     def _step(self, network: Any, optimizer: Any, loss: Tensor, announce: bool = False) -> None:
         """One optimizer step on ``loss``; ``announce`` fires MONAI's events of the iteration's main loss."""
         if not torch.isfinite(loss):
+            rates = " and ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
             raise TrainingDivergedError(
                 f"the loss became {loss.item()} in epoch {self.state.epoch}, iteration {self.state.iteration} "
-                f"({self.phase.value} phase). The last good checkpoint is kept; lower the learning rate and continue "
-                "from it with --resume, or check the training images for extreme values."
+                f"({self.phase.value} phase, learning rate {rates}). The last good checkpoint is kept; lower the "
+                "learning rate and continue from it with --resume, or check the training images for extreme values."
             )
         if announce:
             self.fire_event(IterationEvents.LOSS_COMPLETED)

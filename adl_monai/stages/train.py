@@ -83,7 +83,8 @@ def train(
         teachers: Models whose results are learned beside the clean images (``adl_monai.engines.Teacher``); the
             share of a label that is theirs is ``teacher_share`` in ``overrides``.
         resume: Go on from the run folder's last checkpoint, with the options that the run was started with; those
-            given here come on top.
+            given here come on top. Each epoch to come has the learning rate and the phase that a run with these options
+            from its start has in that epoch: a longer run does not begin its schedule again, it has the longer one.
         overwrite: Start anew in a folder that holds a run, deleting that run's files.
         progress: Whether to show bars; None shows them on a terminal, unless ``overrides`` say otherwise.
         overrides: Config ids of ``train.json`` and their values, such as ``{"max_epochs": 10}``.
