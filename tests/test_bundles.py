@@ -142,7 +142,7 @@ def test_the_command_line_trains_what_the_bundle_trains(spatial_dims: int, manif
     train(manifest, tmp_path / "ours", spatial_dims=spatial_dims, overrides=options)
     command = [
         *(sys.executable, "-m", "monai.bundle", "run"),
-        *("--config_file", str(configs(spatial_dims) / "train.json")),
+        *("--config_file", str([str(configs(spatial_dims) / f"{name}.json") for name in ("train", "default")])),
         *("--meta_file", str(configs(spatial_dims) / "metadata.json")),
         *("--bundle_root", str(shipped_bundle(spatial_dims))),
         *("--manifest", str(manifest), "--output_dir", str(tmp_path / "theirs")),
