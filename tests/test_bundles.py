@@ -177,6 +177,38 @@ def test_the_bundle_writes_what_the_command_line_writes(tmp_path: Path, identity
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@DIMS
+def test_batches_of_scans_keep_their_geometry(spatial_dims: int, tmp_path: Path, identity_model, rng) -> None:
+    model = identity_model(spatial_dims, 0.3)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index in range(3):
+        voxels = rng.normal(100 * index, 9, (16, 16, 8)).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1 + index, 2, 3, 1])), folder / f"scan{index}.nii")
+    for size in (1, 2):
+        overrides = {"dataset_dir": str(folder), "output_dir": str(tmp_path / f"out{size}"), "device#name": "cpu"}
+        overrides |= {"precision": "fp32", "dataloader#batch_size": size}
+        workflow = open_workflow(model, ("inference",), "infer", overrides)
+        workflow.initialize()
+        workflow.run()
+    for index in range(3):
+        one, two = (nib.load(tmp_path / f"out{size}" / f"scan{index}_denoised.nii") for size in (1, 2))
+        np.testing.assert_allclose(one.get_fdata(), two.get_fdata(), rtol=1e-5)
+        np.testing.assert_array_equal(two.affine, np.diag([1 + index, 2, 3, 1]))
+
+
+@DIMS
+def test_batches_are_validated(spatial_dims: int, manifest: Path, tmp_path: Path) -> None:
+    cases = {"synthetic": {"kind": "leaves", "shape": [24, 24, 24], "count": 3, "seed": 100}}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "validation": [cases]}))
+    figures = []
+    for size in (1, 2):
+        options = {**(TINY if spatial_dims == 3 else TINY_2D), "max_epochs": 1, "validate#dataloader#batch_size": size}
+        result = train(manifest, tmp_path / f"run{size}", spatial_dims=spatial_dims, overrides=options)
+        figures.append(result.metrics)
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+
+
 def test_two_processes_train_together(manifest: Path, tmp_path: Path) -> None:
     options = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
     command = [
