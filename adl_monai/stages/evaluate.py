@@ -18,6 +18,7 @@ from adl_monai.data.monai_io import SYNTHETIC, VolumeReader
 from adl_monai.errors import OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
 from adl_monai.manifest import Case, check_pairs, load_manifest
+from adl_monai.quiet import quiet_libraries
 
 COLUMNS = ("case", "noise", "sigma", "psnr_noisy", "psnr", "ssim_noisy", "ssim")
 
@@ -96,7 +97,7 @@ def evaluate(
                 "data#check": False,  # the pairs, above
             }
             workflow = open_workflow(trusted, ("inference", "evaluate"), "infer", overrides)
-            with surfacing_user_errors():
+            with surfacing_user_errors(), quiet_libraries():
                 workflow.initialize()
                 workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: bar.update())
                 workflow.run()

@@ -27,6 +27,7 @@ from adl_monai.errors import (
     user_error,
 )
 from adl_monai.manifest import check_pairs, load_manifest
+from adl_monai.quiet import quiet_libraries
 from adl_monai.stages.run_options import Options, record_options, run_options
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def train(
     workflow = open_workflow(source, configs, "train", {**values, **checked, **shown})
     handler = _log_to(run_dir) if main_process else None
     try:
-        with surfacing_user_errors():
+        with surfacing_user_errors(), quiet_libraries():
             trainer, evaluator = _build(workflow, options.overrides)
             if main_process:
                 # After the checkpoint handler accepted what is resumed: refused options leave no trace in the folder.
