@@ -15,7 +15,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
-from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles
+from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles, write_bundle
+from adl_monai.networks import EfficientUNet
 from adl_monai.stages.train import train
 from tests.conftest import TINY, TINY_2D
 
@@ -175,6 +176,25 @@ def test_the_bundle_writes_what_the_command_line_writes(tmp_path: Path, identity
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = tmp_path / "ours" / "scan_denoised.nii", tmp_path / "theirs" / "scan_denoised.nii"
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@DIMS
+def test_constant_scans_come_back_from_any_head(spatial_dims: int, tmp_path: Path) -> None:
+    model, folder = tmp_path / "model", tmp_path / "data"
+    arguments = {"spatial_dims": spatial_dims, "filters": [4, 4, 4, 4], "norm": None, "head": "sigmoid"}
+    write_bundle(shipped_bundle(spatial_dims), model, {"_target_": "adl_monai.networks.EfficientUNet", **arguments}, {})
+    torch.save(EfficientUNet(**arguments).state_dict(), model / "models" / "model.pt")
+    folder.mkdir()
+    for level in (7, 9):
+        flat = np.full((16, 16, 8), level, np.float32)
+        nib.save(nib.Nifti1Image(flat, np.eye(4)), folder / f"flat{level}.nii")
+    for size in (1, 2):
+        overrides = {"dataset_dir": str(folder), "output_dir": str(tmp_path / f"out{size}"), "device#name": "cpu"}
+        workflow = open_workflow(model, ("inference",), "infer", {**overrides, "dataloader#batch_size": size})
+        workflow.initialize()
+        workflow.run()
+        for level in (7, 9):
+            assert (nib.load(tmp_path / f"out{size}" / f"flat{level}_denoised.nii").get_fdata() == level).all()
 
 
 @DIMS
