@@ -1,4 +1,4 @@
-"""``monai.bundle.load`` finds the shipped network with its weights, as every MONAI bundle is loaded; new runs are small."""
+"""``monai.bundle.load`` finds the shipped network with its weights; the network of new runs is small."""
 
 from __future__ import annotations
 
