@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from adl_monai.bundle_values import check_values, first_line, read_values, refuse_expressions
 from adl_monai.errors import ModelError, surfacing_user_errors
+from adl_monai.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +60,11 @@ def find_bundle(model: str | Path | None, spatial_dims: int = 3) -> Path:
 
     Args:
         model: The name of a shipped bundle, a bundle folder, a training run's folder, or the ``model.pt`` inside a
-            bundle. None takes the shipped bundle for ``spatial_dims``.
+            bundle (no other file). None takes the shipped bundle for ``spatial_dims``.
         spatial_dims: Of the image, 2 or 3; only asked when ``model`` is None.
 
     Raises:
-        ModelError: If there is no such bundle, or it has no weights.
+        ModelError: If there is no such bundle, it has no weights, or a file is not a bundle's ``models/model.pt``.
     """
     shipped = shipped_bundles()
     if model is None:
@@ -73,9 +72,8 @@ def find_bundle(model: str | Path | None, spatial_dims: int = 3) -> Path:
     elif str(model) in shipped and not Path(model).exists():
         root = shipped[str(model)]
     else:
-        path = Path(model).expanduser().resolve()
-        if path.is_file():
-            path = path.parent.parent
+        path = Path(model).expanduser()
+        path = _folder_of_weights(path) if path.is_file() else path.resolve()
         candidates = (path, path / "bundle")
         root = next((c for c in candidates if (c / "configs" / "inference.json").is_file()), path)
         if not (root / "configs" / "inference.json").is_file():
@@ -87,6 +85,23 @@ def find_bundle(model: str | Path | None, spatial_dims: int = 3) -> Path:
     if not (root / "models" / "model.pt").is_file():
         raise ModelError(f"bundle {root} has no weights (models/model.pt); train it first with adl-monai train.")
     return root
+
+
+def _folder_of_weights(path: Path) -> Path:
+    """The bundle whose ``models/model.pt`` a file is, or a link to or from it.
+
+    Raises:
+        ModelError: If it is any other file: the weights that would be used are not those that were named.
+    """
+    for file in (path.absolute(), path.resolve()):
+        weights = file.parent.parent / "models" / "model.pt"
+        if weights.is_file() and weights.samefile(path):
+            return file.parent.parent.resolve()
+    raise ModelError(
+        f"model {str(path)!r} is a file, but not a bundle's models/model.pt; no other is taken. Pass the folder that "
+        "adl-monai train wrote, whose best weights are used; for other weights, a copy of its bundle folder with these "
+        "as its models/model.pt."
+    )
 
 
 def load_weights(root: Path) -> dict[str, torch.Tensor]:
@@ -129,11 +144,9 @@ def open_workflow(root: Path, configs: tuple[str, ...], kind: str, overrides: Ma
     """
     from monai.bundle import ConfigWorkflow
 
-    quiet_monai()
     folder = root / "configs"
     files = [str(folder / f"{name}.json") for name in configs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_libraries():
         return ConfigWorkflow(
             config_file=files,
             meta_file=str(folder / "metadata.json"),
@@ -172,6 +185,8 @@ def load_denoiser(
 ) -> Denoiser:
     """Build a model's parts from its bundle's ``inference.json`` and load its weights.
 
+    The random numbers, log levels and filters of warnings of the process stay as they are.
+
     Args:
         model: See ``find_bundle``.
         spatial_dims: See ``find_bundle``.
@@ -181,8 +196,10 @@ def load_denoiser(
 
     Raises:
         ModelError: If there is no such model or its weights do not fit its network.
-        UsageError: If an option holds a config expression.
+        UsageError: If an option holds a config expression, or a value that its part refuses.
     """
+    import torch
+
     from adl_monai.data.derivation import model_name
 
     options = {"device#name": device, "precision": precision, **values}
@@ -192,9 +209,15 @@ def load_denoiser(
     weights = load_weights(root)
     workflow = open_workflow(trusted, ("inference",), "infer", {**overrides, **options})
     parser = workflow.parser
-    with surfacing_user_errors():
+    with surfacing_user_errors(), quiet_libraries():
         workflow.initialize()
-        network = parser.get_parsed_content("network")
+        # Shapes only: initial weights would be random numbers, and the caller's own would go on elsewhere after them.
+        with torch.device("meta"):
+            bare = parser.get_parsed_content("network_def")
+        bare.to_empty(device="cpu")
+        network = parser.get_parsed_content("network")  # the same, in its place
+        lower, upper = parser.get_parsed_content("intensity_percentiles")
+        parts = {name: parser.get_parsed_content(name) for name in ("inferer", "preprocessing", "postprocessing")}
     try:
         network.load_state_dict(weights)
     except Exception as error:
@@ -202,16 +225,13 @@ def load_denoiser(
             f"the weights of {root} do not load into the bundle's network ({first_line(error)})."
         ) from error
     network.eval()
-    lower, upper = parser.get_parsed_content("intensity_percentiles")
     return Denoiser(
         name=model_name(root),
         spatial_dims=parser.get_parsed_content("network_def#spatial_dims"),
         device=parser.get_parsed_content("device"),
         network=network,
-        inferer=parser.get_parsed_content("inferer"),
-        preprocessing=parser.get_parsed_content("preprocessing"),
-        postprocessing=parser.get_parsed_content("postprocessing"),
         percentiles=(float(lower), float(upper)),
+        **parts,
     )
 
 
@@ -235,9 +255,7 @@ def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], val
             destination.write_bytes(path.read_bytes())
     (target / "models").mkdir(parents=True, exist_ok=True)
     path = target / "configs" / "metadata.json"
-    metadata = json.loads(path.read_text(encoding="utf-8"))
-    metadata.pop(WEIGHTS_HASH, None)
-    metadata.update(data_source="the scans of the manifest it was trained with", eval_metrics={})
+    metadata = metadata_of_a_run(source)
     path.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     for name, multi_scale in (("inference", False), ("train", True)):
         path = target / "configs" / f"{name}.json"
@@ -247,9 +265,9 @@ def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], val
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def quiet_monai() -> None:
-    """Keep MONAI's and ignite's own log lines out of the user's sight; what they raise is reported by us."""
-    libraries = ("monai", "ignite")  # for what they make later; what they have made may have a level of its own
-    known = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in libraries]
-    for name in (*libraries, *known):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def metadata_of_a_run(source: Path) -> dict[str, Any]:
+    """A shipped bundle's metadata without what is said of its weights."""
+    metadata: dict[str, Any] = json.loads((source / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    metadata.pop(WEIGHTS_HASH, None)
+    metadata.update(data_source="the scans of the manifest it was trained with", eval_metrics={})
+    return metadata

@@ -45,6 +45,26 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A bundle's ``metadata.json``, which MONAI's parser can be given.
+
+    Raises:
+        ModelError: If it is no JSON object, or holds what the parser would run, reference or include.
+    """
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(metadata, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path} cannot be read as a JSON object ({first_line(error)}); mend it, or delete it to do without."
+        ) from error
+    found = find_code(metadata)
+    if found is not None:
+        raise ModelError(f"{path} holds {found!r} where only plain values are read; write it in another way.")
+    return metadata
+
+
 def check_values(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor], root: Path) -> None:
     """Hold a model's plain values to what can be built, before anything of their size is allocated.
 

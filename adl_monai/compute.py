@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -123,9 +123,9 @@ def training_precision(precision: str, device: torch.device, patch: Sequence[int
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The autocast context of ``autocast_dtype``; does nothing in float32."""
+    """The autocast context of ``autocast_dtype``; float32 is kept within a caller's autocast too."""
     dtype = autocast_dtype(precision, device)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def channels_last(spatial_dims: int) -> torch.memory_format:

@@ -32,8 +32,7 @@ def measure(manifest: Path, dims: int, preset: str, batches: int, settings: dict
     """CPU seconds of a batch and of a step of the first phase, means over ``batches``."""
     with TemporaryDirectory() as folder:
         values = {"manifest": str(manifest.resolve()), "output_dir": folder, "device#name": "cpu", **settings}
-        configs = ("train",) if preset == "default" else ("train", preset)
-        workflow = open_workflow(shipped_bundle(dims), configs, "train", values)
+        workflow = open_workflow(shipped_bundle(dims), ("train", preset), "train", values)
         workflow.initialize()
         trainer, loader = workflow.trainer, workflow.parser.get_parsed_content("train#dataloader")
         trainer.state.epoch, trainer.state.max_epochs, trainer.state.iteration = 1, 1000, 0

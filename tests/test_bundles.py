@@ -15,7 +15,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
-from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles
+from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles, write_bundle
+from adl_monai.networks import EfficientUNet
 from adl_monai.stages.train import train
 from tests.conftest import TINY, TINY_2D
 
@@ -142,7 +143,7 @@ def test_the_command_line_trains_what_the_bundle_trains(spatial_dims: int, manif
     train(manifest, tmp_path / "ours", spatial_dims=spatial_dims, overrides=options)
     command = [
         *(sys.executable, "-m", "monai.bundle", "run"),
-        *("--config_file", str(configs(spatial_dims) / "train.json")),
+        *("--config_file", str([str(configs(spatial_dims) / f"{name}.json") for name in ("train", "default")])),
         *("--meta_file", str(configs(spatial_dims) / "metadata.json")),
         *("--bundle_root", str(shipped_bundle(spatial_dims))),
         *("--manifest", str(manifest), "--output_dir", str(tmp_path / "theirs")),
@@ -175,6 +176,57 @@ def test_the_bundle_writes_what_the_command_line_writes(tmp_path: Path, identity
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = tmp_path / "ours" / "scan_denoised.nii", tmp_path / "theirs" / "scan_denoised.nii"
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@DIMS
+def test_constant_scans_come_back_from_any_head(spatial_dims: int, tmp_path: Path) -> None:
+    model, folder = tmp_path / "model", tmp_path / "data"
+    arguments = {"spatial_dims": spatial_dims, "filters": [4, 4, 4, 4], "norm": None, "head": "sigmoid"}
+    write_bundle(shipped_bundle(spatial_dims), model, {"_target_": "adl_monai.networks.EfficientUNet", **arguments}, {})
+    torch.save(EfficientUNet(**arguments).state_dict(), model / "models" / "model.pt")
+    folder.mkdir()
+    for level in (7, 9):
+        flat = np.full((16, 16, 8), level, np.float32)
+        nib.save(nib.Nifti1Image(flat, np.eye(4)), folder / f"flat{level}.nii")
+    for size in (1, 2):
+        overrides = {"dataset_dir": str(folder), "output_dir": str(tmp_path / f"out{size}"), "device#name": "cpu"}
+        workflow = open_workflow(model, ("inference",), "infer", {**overrides, "dataloader#batch_size": size})
+        workflow.initialize()
+        workflow.run()
+        for level in (7, 9):
+            assert (nib.load(tmp_path / f"out{size}" / f"flat{level}_denoised.nii").get_fdata() == level).all()
+
+
+@DIMS
+def test_batches_of_scans_keep_their_geometry(spatial_dims: int, tmp_path: Path, identity_model, rng) -> None:
+    model = identity_model(spatial_dims, 0.3)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index in range(3):
+        voxels = rng.normal(100 * index, 9, (16, 16, 8)).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1 + index, 2, 3, 1])), folder / f"scan{index}.nii")
+    for size in (1, 2):
+        overrides = {"dataset_dir": str(folder), "output_dir": str(tmp_path / f"out{size}"), "device#name": "cpu"}
+        overrides |= {"precision": "fp32", "dataloader#batch_size": size}
+        workflow = open_workflow(model, ("inference",), "infer", overrides)
+        workflow.initialize()
+        workflow.run()
+    for index in range(3):
+        one, two = (nib.load(tmp_path / f"out{size}" / f"scan{index}_denoised.nii") for size in (1, 2))
+        np.testing.assert_allclose(one.get_fdata(), two.get_fdata(), rtol=1e-5)
+        np.testing.assert_array_equal(two.affine, np.diag([1 + index, 2, 3, 1]))
+
+
+@DIMS
+def test_batches_are_validated(spatial_dims: int, manifest: Path, tmp_path: Path) -> None:
+    cases = {"synthetic": {"kind": "leaves", "shape": [24, 24, 24], "count": 3, "seed": 100}}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "validation": [cases]}))
+    figures = []
+    for size in (1, 2):
+        options = {**(TINY if spatial_dims == 3 else TINY_2D), "max_epochs": 1, "validate#dataloader#batch_size": size}
+        result = train(manifest, tmp_path / f"run{size}", spatial_dims=spatial_dims, overrides=options)
+        figures.append(result.metrics)
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
 
 
 def test_two_processes_train_together(manifest: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ LEVELS = {
     "compute": 1,
     "files": 1,
     "memory": 1,
+    "quiet": 1,
     "networks": 2,
     "losses": 2,
     "data": 2,

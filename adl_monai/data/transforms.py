@@ -88,6 +88,8 @@ class EnsureDepthd(MapTransform, InvertibleTransform):
 class BlendStrengthd(MapTransform):
     """Denoise by part: ``noisy + strength·(denoised − noisy)``, before the normalisation is undone.
 
+    An image that ``RobustNormalized`` found constant is given back: no network knows its level, nor is there noise.
+
     Args:
         keys: the denoised image(s).
         noisy_key: the network's input, of the same shape.
@@ -116,7 +118,9 @@ class BlendStrengthd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case with blended predictions."""
         case = dict(data)
-        if self.strength == 1:
+        constant = bool(getattr(case.get(self.noisy_key), "meta", {}).get("constant_image", False))
+        strength = 0.0 if constant else self.strength
+        if strength == 1:
             return case
         for key in self.key_iterator(case):
             denoised = convert_to_tensor(case[key], track_meta=False)
@@ -128,5 +132,5 @@ class BlendStrengthd(MapTransform):
                     f"{key!r} has shape {tuple(denoised.shape)} and {self.noisy_key!r} {tuple(noisy.shape)}; "
                     "blend before the spatial transforms are undone, where both have one shape."
                 )
-            case[key] = convert_to_dst_type(torch.lerp(noisy, denoised, self.strength), case[key])[0]
+            case[key] = convert_to_dst_type(torch.lerp(noisy, denoised, strength), case[key])[0]
         return case

@@ -114,7 +114,7 @@ class TiledInferer(Inferer):
             return self._run(inputs, network, *args, **kwargs)
         if axes == 3 and self.spatial_dims == 2:
             batch, channels, height, width, depth = inputs.shape
-            slices = inputs.movedim(-1, 1).reshape(batch * depth, channels, height, width)
+            slices = inputs.as_subclass(Tensor).movedim(-1, 1).reshape(batch * depth, channels, height, width)
             denoised = self._run(slices, network, *args, **kwargs)
             stack = denoised.reshape(batch, depth, channels, height, width).movedim(1, -1)
             return _like(stack, inputs)
@@ -170,7 +170,8 @@ class TiledInferer(Inferer):
 
         while True:
             try:
-                return sweep(read, note, shape, self.progress)
+                with torch.autocast(sweep.stream.device.type, enabled=False):  # a caller's: the sweep has its precision
+                    return sweep(read, note, shape, self.progress)
             except (MemoryError, RuntimeError) as error:
                 if (wrote and not rewritable) or not is_out_of_memory(error):
                     raise
@@ -306,7 +307,7 @@ def pad_by_reflection(image: Tensor, divisor: int) -> Tensor:
 
 
 def _like(denoised: Tensor, inputs: Tensor) -> Tensor:
-    """Carry the metadata of a ``MetaTensor`` over."""
+    """Carry the metadata of a ``MetaTensor`` over, those of each image of a collated batch too."""
     if isinstance(inputs, MetaTensor):
-        return MetaTensor(denoised, meta=inputs.meta, applied_operations=inputs.applied_operations)
+        return MetaTensor(denoised).copy_meta_from(inputs)
     return denoised

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
@@ -17,6 +18,9 @@ from adl_monai.data.volume import Volume
 from adl_monai.errors import UsageError
 
 logger = logging.getLogger(__name__)
+
+LEAST_STEPS = 1024
+"""Numbers of float32 in an array's robust range; with fewer, what is returned would be coarser than faint noise."""
 
 
 @overload
@@ -55,7 +59,8 @@ def denoise(
     """Denoise one image in memory.
 
     Args:
-        image: A (H, W) or (H, W, D) array of any intensity scale, a ``Volume``, or the path of a scan.
+        image: A (H, W) or (H, W, D) array of any intensity scale, a ``Volume``, or the path of a scan. Tensors are
+            refused, as MONAI's have a channel axis: pass ``tensor[0].numpy()``.
         model: A ``Denoiser`` from ``adl_monai.bundle.load_denoiser`` (for many images), or what ``find_bundle`` takes.
         device: As in ``infer``; ignored when a ``Denoiser`` is given.
         precision: As in ``infer``; ignored when a ``Denoiser`` is given.
@@ -63,13 +68,18 @@ def denoise(
         ensemble: As in ``infer``; ignored when a ``Denoiser`` is given.
 
     Returns:
-        A float32 array for an array; a ``Volume`` with a float32 array otherwise. Nothing is rounded or clipped.
+        A float32 array for an array; a ``Volume`` with a float32 array otherwise. Nothing is clipped, or rounded but to
+        float32.
 
     Raises:
-        UsageError: If the array has the wrong number of axes, no voxels, or values that are not finite.
+        UsageError: If the image is none of these; if the array has the wrong number of axes, no voxels, values that are
+            not finite, or values that float32 cannot tell apart (small contrasts on a large offset); or if an option
+            has no such value.
         ModelError: If there is no such model, or it is 3D and the image 2D.
     """
     if not isinstance(image, np.ndarray):
+        if not isinstance(image, Volume | str | os.PathLike):
+            raise UsageError(_not_an_image(image))
         volume = image if isinstance(image, Volume) else read_volume(Path(image))
         array = denoise(
             volume.without_padding(), model, device=device, precision=precision, strength=strength, ensemble=ensemble
@@ -83,7 +93,7 @@ def denoise(
         raise UsageError(f"the array holds {int((~np.isfinite(image)).sum())} NaN or infinite values; fill them first.")
     if not isinstance(model, Denoiser):
         model = load_denoiser(model, spatial_dims=image.ndim, device=device, precision=precision, ensemble=ensemble)
-    noisy = torch.from_numpy(image.astype(np.float32))[None]
+    noisy = torch.from_numpy(_in_single(image, model.percentiles))[None]
     lower, upper = model.percentiles
     offset, scale = robust_range(noisy, lower, upper)
     if scale == 0:
@@ -95,3 +105,37 @@ def denoise(
     if strength != 1:
         denoised = normalized + strength * (denoised - normalized)
     return np.asarray(denormalize(denoised, offset, scale)[0])
+
+
+def _in_single(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
+    """An array in float32; ``LEAST_STEPS`` holds where float32 is coarser than the array's own numbers.
+
+    Raises:
+        UsageError: If it does not hold, or values are beyond float32.
+    """
+    with np.errstate(over="ignore"):  # refused below
+        single = image.astype(np.float32)
+    if np.can_cast(image.dtype, np.float32):
+        return single
+    largest = float(np.finfo(np.float32).max)
+    if not np.isfinite(single).all():
+        raise UsageError(f"the array holds values beyond {largest:.1e}, the largest of float32; divide it first.")
+    offset, scale = robust_range(image, *percentiles)
+    step = float(np.spacing(np.float32(max(abs(offset), min(abs(offset + scale), largest)))))
+    exact = step <= 1 if image.dtype.kind in "ui" else np.array_equal(single, image)
+    if exact or scale >= LEAST_STEPS * step or (scale == 0 and image.min() == image.max()):
+        return single
+    raise UsageError(
+        f"between {offset:g} and {offset + scale:g}, where most of the array's values lie, float32 has only "
+        f"{int(scale / step)} numbers, and images are denoised and returned in float32. Subtract the offset first, and "
+        "add it afterwards: denoise(array - array.mean()) + array.mean(); multiply numbers that are tiny."
+    )
+
+
+def _not_an_image(image: object) -> str:
+    """What to do with what is neither an array, a volume nor a path."""
+    if isinstance(image, torch.Tensor):
+        advice = "pass its numpy array without the channel axis, such as tensor[0].numpy()"
+    else:
+        advice = "pass numpy.asarray of it if it is a 2D or 3D grey image"
+    return f"the image is a {type(image).__name__}; expected a numpy array, a Volume or the path of a scan: {advice}."

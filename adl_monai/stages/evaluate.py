@@ -28,6 +28,7 @@ from adl_monai.data.monai_io import SYNTHETIC
 from adl_monai.errors import ModelError, OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
 from adl_monai.manifest import Case, check_pairs, load_manifest
+from adl_monai.quiet import quiet_libraries
 
 NO_NOISE = "none"  # in the rows of real pairs
 COLUMNS = ("case", "noise", "sigma", "psnr_noisy", "psnr", "ssim_noisy", "ssim")
@@ -122,7 +123,7 @@ def evaluate(
                 "data#pairs": kind == NO_NOISE,
             }
             workflow = open_workflow(trusted, ("inference", "evaluate"), "infer", overrides)
-            with surfacing_user_errors():
+            with surfacing_user_errors(), quiet_libraries():
                 workflow.initialize()
                 workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: bar.update())
                 workflow.run()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from adl_monai.bundle import find_bundle, inference_overrides, load_weights, open_workflow, quiet_monai
+from adl_monai.bundle import find_bundle, inference_overrides, load_weights, metadata_of_a_run, network_definition
+from adl_monai.bundle_values import read_metadata
 from adl_monai.errors import OutputError, UsageError
+from adl_monai.quiet import quiet_libraries
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx"}
 
@@ -39,33 +43,52 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
         raise UsageError("export to ONNX needs the packages onnx and onnxscript; install them with pip.")
     from monai.bundle.scripts import ckpt_export, onnx_export
 
-    quiet_monai()
     load_weights(root)  # refused here, in words
-    trusted, values = inference_overrides(root)
-    configs = trusted / "configs"
-    spatial_dims = open_workflow(trusted, ("inference",), "infer", values).parser["network_def"]["spatial_dims"]
+    spatial_dims = network_definition(root)["spatial_dims"]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose another -o.") from error
     temporary = output.with_name(f".tmp.{output.name}")
-    overrides = {"network_def": values["network_def"]} if "network_def" in values else {}
     try:
-        (ckpt_export if kind == "torchscript" else onnx_export)(
-            net_id="network_def",
-            filepath=str(temporary),
-            ckpt_file=str(root / "models" / "model.pt"),
-            meta_file=str(configs / "metadata.json"),
-            config_file=str(configs / "inference.json"),
-            input_shape=[1, 1] + [64] * spatial_dims,
-            **overrides,
-        )
+        with TemporaryDirectory() as folder, quiet_libraries():
+            metadata, config = _describe(root, Path(folder))
+            (ckpt_export if kind == "torchscript" else onnx_export)(
+                net_id="network_def",
+                filepath=str(temporary),
+                ckpt_file=str(root / "models" / "model.pt"),
+                meta_file=str(metadata),
+                config_file=str(config),
+                input_shape=[1, 1] + [64] * spatial_dims,
+            )
         os.replace(temporary, output)
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror or error}); choose another place.") from error
     finally:
         temporary.unlink(missing_ok=True)
     return output
+
+
+def _describe(root: Path, folder: Path) -> tuple[Path, Path]:
+    """Write the metadata and the inference config of a model into a folder, for an exported file to carry along.
+
+    They are the model's own: of a shipped one its files, of one from elsewhere the shipped config with its network and
+    plain values, and its metadata.
+
+    Raises:
+        ModelError: As ``inference_overrides``; or if the metadata are no JSON object, or hold what would run as code.
+    """
+    trusted, values = inference_overrides(root)
+    path = root / "configs" / "metadata.json"
+    if path.is_file():
+        metadata = read_metadata(path)
+    else:  # it needs none to be run
+        metadata = metadata_of_a_run(trusted)
+    config = json.loads((trusted / "configs" / "inference.json").read_text(encoding="utf-8"))
+    config.update({key: value for key, value in values.items() if key != "checkpoint"})  # a place on this machine
+    for name, content in (("metadata", metadata), ("inference", config)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return folder / "metadata.json", folder / "inference.json"
 
 
 def _copy_bundle(root: Path, output: Path) -> Path:

@@ -27,6 +27,7 @@ from adl_monai.errors import (
     user_error,
 )
 from adl_monai.manifest import check_pairs, load_manifest
+from adl_monai.quiet import quiet_libraries
 from adl_monai.stages.run_options import Options, record_options, run_options
 
 logger = logging.getLogger(__name__)
@@ -66,15 +67,16 @@ def train(
     The run folder gets ``checkpoints/`` (full state: last, previous, best), ``tensorboard/``, ``options.json``,
     ``train.log`` and ``bundle/``, a MONAI bundle with the averaged weights of the best epoch.
 
-    Equal to ``python -m monai.bundle run`` on the bundle's ``train.json`` with ``manifest``, ``output_dir`` and the
-    overrides given. Under torchrun, ``multi_gpu_train.json`` is added.
+    The weights equal those of ``python -m monai.bundle run`` on the bundle's ``train.json`` and the preset's file over
+    it, with ``manifest``, ``output_dir`` and the overrides given. Under torchrun, ``multi_gpu_train.json`` is added.
 
     Args:
         manifest: Path of a manifest; see ``adl_monai.manifest``.
         run_dir: Folder to write.
         spatial_dims: 2 trains on slices and images, 3 (the default) on volumes.
-        preset: ``default``; ``paper`` for the published network and losses (``paper.json`` over ``train.json``);
-            ``release`` for the longer run that made the shipped weights (``release.json``).
+        preset: ``default``, a small network (``default.json`` over ``train.json``, whose network is the shipped one);
+            ``paper`` for the published network and losses (``paper.json``); ``release`` for the longer run that made
+            the shipped weights (``release.json``).
         init: A model to start from instead of random weights, see ``adl_monai.bundle.find_bundle``; its network
             arguments come with it, and a learning rate of 0.0005 unless ``overrides`` gives another.
         hold: A model, without norms, whose channels stay as they are: those beside them of a wider network (give
@@ -113,8 +115,7 @@ def train(
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main_process = int(os.environ.get("RANK", "0")) == 0
     source = shipped_bundle(options.spatial_dims)
-    preset_configs = [options.preset] if options.preset != "default" else []
-    configs = ("train", *preset_configs, *(["multi_gpu_train"] if distributed else []))
+    configs = ("train", options.preset, *(["multi_gpu_train"] if distributed else []))
     _refuse_unknown_values(source, configs, options.overrides)
     check_pairs(parsed)
     if main_process:
@@ -128,7 +129,7 @@ def train(
     workflow = open_workflow(source, configs, "train", {**values, **checked, **shown})
     handler = _log_to(run_dir) if main_process else None
     try:
-        with surfacing_user_errors():
+        with surfacing_user_errors(), quiet_libraries():
             trainer, evaluator = _build(workflow, options.overrides)
             if main_process:
                 # After the checkpoint handler accepted what is resumed: refused options leave no trace in the folder.

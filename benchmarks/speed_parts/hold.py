@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from monai.bundle import ConfigParser
 from timing import interleave
 
 from adl_monai.bundle import shipped_bundle
@@ -23,8 +23,10 @@ BATCHES = {2: (8, 1, 96, 96), 3: (4, 1, 32, 32, 32)}
 
 def twins(spatial_dims: int, seed: int) -> dict[str, torch.nn.Module]:
     """The default preset's network, grown: once as ``--init`` trains it, once with ``--hold``."""
-    text = (shipped_bundle(spatial_dims) / "configs" / "train.json").read_text(encoding="utf-8")
-    arguments = {key: value for key, value in json.loads(text)["network_def"].items() if key != "_target_"}
+    configs = shipped_bundle(spatial_dims) / "configs"
+    files = [str(configs / f"{name}.json") for name in ("train", "default")]
+    network_def = ConfigParser.load_config_files(files)["network_def"]
+    arguments = {key: value for key, value in network_def.items() if key != "_target_"}
     torch.manual_seed(seed)
     narrow = EfficientUNet(**arguments).state_dict()
     wide = EfficientUNet(**arguments | {"filters": [int(GROWN * width) for width in arguments["filters"]]})

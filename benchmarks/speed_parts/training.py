@@ -84,7 +84,9 @@ def measure(settings: Settings, device: str = "cpu", synchronize: Callable[[], o
     }
     batch = json.loads((shipped_bundle(3) / "configs" / "train.json").read_text(encoding="utf-8"))["batch_size"]
     patches = sizes.steps * batch
-    workflow = open_workflow(shipped_bundle(3), ("train",), "train", overrides | {"patches_per_epoch": patches})
+    workflow = open_workflow(
+        shipped_bundle(3), ("train", "default"), "train", overrides | {"patches_per_epoch": patches}
+    )
     workflow.initialize()
     trainer: Any = workflow.trainer
     trainer.data_loader = TakingTurns(trainer.data_loader)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from torch import Tensor, nn
 
 from adl_monai.errors import ModelError, UsageError
 from adl_monai.inferers import TiledInferer
 from adl_monai.inferers.ensemble import mean_over_flips, mirror_images
 from adl_monai.inferers.tiled import pad_by_reflection
+from adl_monai.networks import EfficientUNet
 
 
 class Smooth(nn.Module):
@@ -71,6 +72,46 @@ def test_metadata_comes_along() -> None:
     denoised = TiledInferer(3, 16)(image, nn.Identity())
     assert isinstance(denoised, MetaTensor)
     assert torch.equal(denoised.affine, image.affine)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_each_image_of_a_batch_keeps_its_metadata(spatial_dims: int) -> None:
+    volumes = [
+        MetaTensor(
+            torch.rand(1, 16, 16, 8),
+            affine=torch.diag(torch.tensor([spacing, 1.0, 1.0, 1.0])),
+            meta={"name": f"scan{spacing}", "intensity_offset": spacing, "original_channel_dim": float("nan")},
+            applied_operations=[{"class": "Fake", "id": spacing}],
+        )
+        for spacing in (2.0, 3.0)
+    ]
+    denoised = TiledInferer(spatial_dims, 16, precision="fp32", percentiles=(0.5, 99.5))(
+        list_data_collate(volumes), nn.Identity()
+    )
+    for before, after in zip(volumes, decollate_batch(denoised), strict=True):
+        assert isinstance(after, MetaTensor)
+        torch.testing.assert_close(after.as_tensor(), before.as_tensor())
+        torch.testing.assert_close(after.affine, before.affine)
+        assert after.meta["name"] == before.meta["name"]
+        assert after.meta["intensity_offset"] == before.meta["intensity_offset"]
+        assert after.applied_operations == before.applied_operations
+
+
+@pytest.mark.parametrize("norm", [None, "batch", ("group", {"num_groups": 4}), "instance"])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("fused", [True, False])
+def test_float32_is_kept_within_a_callers_autocast(
+    norm: object, spatial_dims: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:  # as where oneDNN does not fuse
+        monkeypatch.setattr("adl_monai.inferers.rolling.fuses", lambda weight: False)
+    network = EfficientUNet(spatial_dims, filters=(8, 8, 8, 8), norm=norm, multi_scale=False).eval()
+    inferer = TiledInferer(spatial_dims, 16, precision="fp32")
+    image = torch.rand(1, 1, *(24, 16, 16)[:spatial_dims])
+    with torch.inference_mode():
+        expected = inferer(image, network)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(inferer(image, network), expected)
 
 
 def test_blending_is_in_float32_under_low_precision() -> None:

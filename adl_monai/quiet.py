@@ -1,0 +1,43 @@
+"""Keep the log lines of the libraries beneath us out of the user's sight while they work for us, and no longer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+LIBRARIES = ("monai", "ignite")
+
+_lock = Lock()
+_levels: dict[str, int] = {}  # of the loggers that are quiet now: what they had before
+_users = 0
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """MONAI and ignite log nothing within; what they raise is reported by us. Their loggers get their levels back.
+
+    Threads may be within at the same time: the levels come back when the last has left. A level that someone else sets
+    meanwhile stays.
+    """
+    global _users
+    with _lock:
+        _users += 1
+        # The libraries' roots are for what is made within; what was made before may have a level of its own.
+        known = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in LIBRARIES]
+        for name in {*LIBRARIES, *known} - _levels.keys():
+            library = logging.getLogger(name)
+            _levels[name] = library.level
+            library.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                for name, level in _levels.items():
+                    library = logging.getLogger(name)
+                    if library.level == logging.CRITICAL:
+                        library.setLevel(level)
+                _levels.clear()

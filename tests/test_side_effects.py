@@ -1,0 +1,98 @@
+"""Who denoises from Python finds the process as it was: log levels, random numbers, filters of warnings."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+import adl_monai
+from adl_monai.quiet import quiet_libraries
+from adl_monai.stages.evaluate import evaluate
+from adl_monai.stages.export import export
+from adl_monai.stages.train import train
+from tests.conftest import TINY, generated_manifest
+
+Model = Callable[..., Path]
+
+
+def levels() -> dict[str, int]:
+    return {
+        name: logging.getLogger(name).level
+        for name in ("monai", "ignite", *logging.root.manager.loggerDict)
+        if name.split(".")[0] in ("monai", "ignite")
+    }
+
+
+@pytest.mark.parametrize("model", [None, "own"])
+def test_denoising_draws_no_random_numbers(model: str | None, identity_model: Model) -> None:
+    root = None if model is None else identity_model(3, 0.3)
+    noisy = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    adl_monai.denoise(noisy, root)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert random.getstate() == before[2]
+
+
+def test_monai_and_ignite_may_speak_again(
+    identity_model: Model, manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("ignite").setLevel(logging.INFO)
+    logging.getLogger("ignite.engine.engine.Engine").setLevel(logging.DEBUG)
+    try:
+        before = levels()
+        model = identity_model(3, 0.3)
+        adl_monai.denoise(np.random.default_rng(0).normal(size=(16, 16, 16)), model)
+        export(model, tmp_path / "model.ts", kind="torchscript")
+        train(manifest, tmp_path / "run", overrides={**TINY, "max_epochs": 1})
+        (tmp_path / "small.json").write_text(json.dumps(generated_manifest((16, 16, 16))))
+        evaluate(tmp_path / "small.json", tmp_path / "metrics.json", model=tmp_path / "run")
+        assert {name: level for name, level in levels().items() if name in before} == before
+        assert not [record for record in caplog.records if record.name.split(".")[0] in ("monai", "ignite")]
+        engine = Engine(lambda engine, batch: batch)  # a caller's own
+        engine.add_event_handler(Events.COMPLETED, lambda: logging.getLogger("monai.handlers").warning("heard"))
+        engine.run([0], max_epochs=1)
+        assert "heard" in caplog.text
+        assert "Engine run finished" in caplog.text
+    finally:
+        logging.getLogger("ignite").setLevel(logging.NOTSET)
+        logging.getLogger("ignite.engine.engine.Engine").setLevel(logging.NOTSET)
+
+
+def test_threads_share_the_quiet() -> None:
+    library = logging.getLogger("monai.test_quiet")
+    library.setLevel(logging.INFO)
+    with quiet_libraries():
+        with quiet_libraries():
+            assert not library.isEnabledFor(logging.ERROR)
+        assert not library.isEnabledFor(logging.ERROR), "another is still within"
+        late = logging.getLogger("ignite.test_quiet")
+        assert not late.isEnabledFor(logging.ERROR)
+        chosen = logging.getLogger("monai.test_chosen")
+        chosen.setLevel(logging.DEBUG)  # by somebody else, meanwhile
+    assert library.level == logging.INFO
+    assert late.isEnabledFor(logging.ERROR)
+    assert chosen.level == logging.DEBUG
+    with pytest.raises(KeyError), quiet_libraries():
+        raise KeyError
+    assert library.level == logging.INFO
+
+
+def test_threads_leave_the_filters_of_warnings(identity_model: Model) -> None:
+    model = identity_model(3, 0.3)
+    noisy = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: adl_monai.denoise(noisy, model), range(16)))
+    assert warnings.filters == before
+    assert all(np.array_equal(result, results[0]) for result in results)
