@@ -16,6 +16,7 @@ from adl_monai.data.io import read_volume
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
 from adl_monai.errors import UsageError
+from adl_monai.stages.slices import fitting_axes
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def denoise(
         image: A (H, W) or (H, W, D) array of any intensity scale, a ``Volume``, or the path of a scan. Tensors are
             refused, as MONAI's have a channel axis: pass ``tensor[0].numpy()``.
         model: A ``Denoiser`` from ``adl_monai.bundle.load_denoiser`` (for many images), or what ``find_bundle`` takes.
+            None takes the shipped one that ``fitting_axes`` says; voxels of an array count as cubes.
         device: As in ``infer``; ignored when a ``Denoiser`` is given.
         precision: As in ``infer``; ignored when a ``Denoiser`` is given.
         strength: 0 returns the input, 1 the fully denoised image.
@@ -81,6 +83,9 @@ def denoise(
         if not isinstance(image, Volume | str | os.PathLike):
             raise UsageError(_not_an_image(image))
         volume = image if isinstance(image, Volume) else read_volume(Path(image))
+        if model is None:
+            axes = fitting_axes(volume.array.shape, volume.spacing)
+            model = load_denoiser(None, spatial_dims=axes, device=device, precision=precision, ensemble=ensemble)
         array = denoise(
             volume.without_padding(), model, device=device, precision=precision, strength=strength, ensemble=ensemble
         )
@@ -92,7 +97,8 @@ def denoise(
     if not np.isfinite(image).all():
         raise UsageError(f"the array holds {int((~np.isfinite(image)).sum())} NaN or infinite values; fill them first.")
     if not isinstance(model, Denoiser):
-        model = load_denoiser(model, spatial_dims=image.ndim, device=device, precision=precision, ensemble=ensemble)
+        axes = fitting_axes(image.shape)
+        model = load_denoiser(model, spatial_dims=axes, device=device, precision=precision, ensemble=ensemble)
     noisy = torch.from_numpy(_in_single(image, model.percentiles))[None]
     lower, upper = model.percentiles
     offset, scale = robust_range(noisy, lower, upper)

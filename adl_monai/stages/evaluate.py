@@ -29,6 +29,7 @@ from adl_monai.errors import ModelError, OutputError, UsageError, surfacing_user
 from adl_monai.files import replacing
 from adl_monai.manifest import Case, check_pairs, load_manifest
 from adl_monai.quiet import quiet_libraries
+from adl_monai.stages.slices import fitting_axes
 
 NO_NOISE = "none"  # in the rows of real pairs
 COLUMNS = ("case", "noise", "sigma", "psnr_noisy", "psnr", "ssim_noisy", "ssim")
@@ -59,7 +60,7 @@ def evaluate(
         manifest: Path of a manifest.
         output: ``metrics.json`` to write; ``metrics.csv`` goes beside it.
         model: See ``adl_monai.bundle.find_bundle``. A 2D model takes volumes slice by slice. None takes the shipped one
-            that fits the images, which must be all 2D or all 3D.
+            that fits the images as in ``infer``: all 2D or of thick slices, or all other volumes.
         split: ``training``, ``validation`` or ``test``.
         noise: Kind of noise.
         sigmas: Noise levels, as shares of the intensity range.
@@ -96,9 +97,9 @@ def evaluate(
     _check_outputs(output, table, inputs, overwrite)
     root = None if model is None else find_bundle(model)
     check_pairs(parsed)
-    axes = _checked_axes(cases, progress)
+    axes, fitting = _checked_axes(cases, progress)
     if root is None:
-        root = find_bundle(None, _one_kind(cases, axes))
+        root = find_bundle(None, _one_kind(cases, fitting))
     trusted, values = inference_overrides(root)
     if trusted != shipped_bundle(2):
         _refuse_flat(cases, axes, root)
@@ -160,30 +161,36 @@ def _check_outputs(output: Path, table: Path, inputs: Sequence[str], overwrite: 
         ) from error
 
 
-def _checked_axes(cases: Sequence[Case], progress: bool) -> list[int]:
-    """How many axes each image has; a fault in a scan met later would cost what was measured before it."""
+def _checked_axes(cases: Sequence[Case], progress: bool) -> tuple[list[int], list[int]]:
+    """How many axes each image has, and how many the shipped model for it sees at once.
+
+    A fault in a scan met later would cost what was measured before it.
+    """
     refusals = Refusals(len(cases))
-    axes = []
+    axes, fitting = [], []
     for case in tqdm(cases, desc="Checking", unit="case", disable=not progress, leave=False):
         if case.image.startswith(SYNTHETIC):
             axes.append(case.image.split(",")[1].count("x") + 1)  # kind, shape, seed
+            fitting.append(axes[-1])
             continue
         with refusals.collecting():
-            axes.append(read_volume(Path(case.image)).array.ndim)
+            volume = read_volume(Path(case.image))
+            axes.append(volume.array.ndim)
+            fitting.append(fitting_axes(volume.array.shape, volume.spacing))
     refusals.raise_them()
-    return axes
+    return axes, fitting
 
 
-def _one_kind(cases: Sequence[Case], axes: Sequence[int]) -> int:
-    """The axes that all images have."""
-    if len(set(axes)) > 1:
-        flat, deep = (cases[axes.index(count)].image for count in (2, 3))
+def _one_kind(cases: Sequence[Case], fitting: Sequence[int]) -> int:
+    """The axes that the shipped model for all images sees at once."""
+    if len(set(fitting)) > 1:
+        flat, deep = (cases[fitting.index(count)].image for count in (2, 3))
         raise UsageError(
-            f"{axes.count(2)} images are 2D (such as {flat}) and {axes.count(3)} are volumes (such as {deep}); "
-            "expected one kind, for one model measures all. Give each kind a manifest of its own, or name a 2D model "
-            "(--model adl2d), which takes volumes slice by slice."
+            f"{fitting.count(2)} images are 2D or have thick slices (such as {flat}) and {fitting.count(3)} are other "
+            f"volumes (such as {deep}); expected one kind, for one model measures all. Give each kind a manifest of "
+            "its own, or name a model: a 2D one (--model adl2d) takes volumes slice by slice."
         )
-    return axes[0]
+    return fitting[0]
 
 
 def _refuse_flat(cases: Sequence[Case], axes: Sequence[int], root: Path) -> None:

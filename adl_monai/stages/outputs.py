@@ -17,7 +17,7 @@ from adl_monai.data.monai_io import default_output_path
 from adl_monai.data.output import check_output
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.files import replacing
-from adl_monai.manifest import load_manifest
+from adl_monai.manifest import load_manifest, named_path
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +165,6 @@ def _at_home(path: Path) -> Path:
         return path
 
 
-def _absolute(path: Path) -> Path:
-    """The whole path; a link in the last place keeps its name, which may say more than its target's."""
-    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
-
-
 def _expand(path: Path) -> list[Path]:
     if not path.exists():
         raise UsageError(f"input {path} does not exist.")
@@ -177,7 +172,7 @@ def _expand(path: Path) -> list[Path]:
         manifest = load_manifest(path)
         cases = (*manifest.training, *manifest.validation, *manifest.test)
         return list(dict.fromkeys(Path(case.image) for case in cases if not case.image.startswith("synthetic:")))
-    path = _absolute(path)
+    path = named_path(path)
     if path.is_dir():
         scans = find_scans(path)
         if not scans:
@@ -196,7 +191,7 @@ def _scans_of(path: Path, folder: Path) -> list[Path]:
         return scans
     of_this_run = _made([_job(scan, folder) for scan in scans])
     beside = _made([_job(scan, scan.parent) for scan in scans])
-    earlier = [scan for scan in scans if _absolute(scan) in beside - of_this_run]
+    earlier = [scan for scan in scans if named_path(scan) in beside - of_this_run]
     if earlier:
         logger.warning(
             "%s: %d results of an earlier run, which lie beside their scans, are left out (%s%s); name them to "
@@ -206,11 +201,11 @@ def _scans_of(path: Path, folder: Path) -> list[Path]:
             ", ".join(scan.name for scan in earlier[:3]),
             ", ..." if len(earlier) > 3 else "",
         )
-    return [scan for scan in scans if _absolute(scan) not in of_this_run | beside]
+    return [scan for scan in scans if named_path(scan) not in of_this_run | beside]
 
 
 def _made(jobs: Sequence[Job]) -> set[Path]:
-    return {_absolute(made) for job in jobs for made in (job.output, job.preview)}
+    return {named_path(made) for job in jobs for made in (job.output, job.preview)}
 
 
 def _job(source: Path, folder: Path) -> Job:
@@ -227,7 +222,7 @@ def _names_output(output: Path, source: Path, given: Path) -> bool:
     """Whether ``-o`` is the result itself, not the folder to put it into."""
     if scan_suffix(output):
         return not output.is_dir()
-    return source.is_dir() and _absolute(_at_home(given)) == source  # a DICOM series becomes a folder
+    return source.is_dir() and named_path(_at_home(given)) == source  # a DICOM series becomes a folder
 
 
 def _check_previews(jobs: Sequence[Job], overwrite: bool) -> None:

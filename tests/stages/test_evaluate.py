@@ -118,7 +118,7 @@ def test_images_of_both_kinds_need_a_model_that_takes_both(
     tmp_path: Path, cases: tuple[dict[str, Any], ...], identity_model: Model
 ) -> None:
     path = manifest_of(tmp_path, *cases)
-    with pytest.raises(UsageError, match=r"1 images are 2D .*shape=40x40.* 1 are volumes .*--model adl2d"):
+    with pytest.raises(UsageError, match=r"1 images are 2D .*shape=40x40.* 1 are other volumes .*--model adl2d"):
         evaluate(path, tmp_path / "metrics.json")
     with pytest.raises(ModelError, match=r"1 of 2 images are 2D .*pass a 2D model"):
         evaluate(path, tmp_path / "metrics.json", model=identity_model(3))

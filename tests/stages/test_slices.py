@@ -10,7 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import adl_monai
 from adl_monai.bundle import shipped_bundles
+from adl_monai.errors import UsageError
+from adl_monai.stages.evaluate import evaluate
 from adl_monai.stages.infer import infer
 from adl_monai.stages.one_scan import DenoiserChoice
 from adl_monai.stages.slices import fitting_axes
@@ -88,3 +91,33 @@ def test_a_scan_is_read_once(tmp_path: Path, rng: np.random.Generator, caplog: p
     infer([tmp_path / "plane.nii"], tmp_path)
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == len(set(texts)) >= 1
+
+
+def test_in_python_alike(tmp_path: Path, rng: np.random.Generator) -> None:
+    voxels = rng.normal(500, 100, (24, 24, 4)).astype(np.float32)
+    paths = []
+    for name, spacing in (("thick", 5.0), ("thin", 1.0)):
+        paths.append(tmp_path / f"{name}.nii")
+        nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, spacing, 1.0])), paths[-1])
+    thick, thin = (adl_monai.denoise(path).array for path in paths)
+    assert np.array_equal(thick, adl_monai.denoise(voxels, "adl2d"))
+    assert np.array_equal(thin, adl_monai.denoise(voxels))
+    assert not np.array_equal(thick, thin)
+    assert np.array_equal(adl_monai.denoise(voxels[..., :1]), adl_monai.denoise(voxels[..., :1], "adl2d"))
+
+
+def test_evaluate_measures_what_infer_does(tmp_path: Path, rng: np.random.Generator) -> None:
+    for name, spacing in (("thick", 5.0), ("thin", 1.0)):
+        image = nib.Nifti1Image(rng.normal(500, 100, (24, 24, 4)).astype(np.float32), np.diag([1.0, 1.0, spacing, 1.0]))
+        nib.save(image, tmp_path / f"{name}.nii")
+
+    def used(*names: str) -> str:
+        cases = [{"image": f"{name}.nii"} for name in names]
+        (tmp_path / "m.json").write_text(json.dumps({"training": [], "validation": [], "test": cases}))
+        evaluate(tmp_path / "m.json", tmp_path / "out.json", overwrite=True)
+        return Path(json.loads((tmp_path / "out.json").read_text())["model"]).name
+
+    assert used("thick") == "adl2d"
+    assert used("thin") == "adl3d"
+    with pytest.raises(UsageError, match="1 images are 2D or have thick slices"):
+        used("thin", "thick")
