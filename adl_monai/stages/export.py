@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from adl_monai.bundle import find_bundle, inference_overrides, load_weights, open_workflow, quiet_monai
 from adl_monai.errors import OutputError, UsageError
@@ -19,7 +23,8 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
     Args:
         model: See ``adl_monai.bundle.find_bundle``.
         output: A folder for ``bundle``, a file otherwise.
-        kind: ``bundle``, ``torchscript`` or ``onnx`` (needs the packages onnx and onnxscript).
+        kind: ``bundle``, ``torchscript`` or ``onnx`` (needs the packages onnx and onnxscript). Both network files take
+            any batch, and sizes that are multiples of 8.
         overwrite: Replace an existing output.
 
     Returns:
@@ -50,22 +55,48 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
         raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose another -o.") from error
     temporary = output.with_name(f".tmp.{output.name}")
     overrides = {"network_def": values["network_def"]} if "network_def" in values else {}
+    options = _onnx_options(spatial_dims) if kind == "onnx" else {}
     try:
-        (ckpt_export if kind == "torchscript" else onnx_export)(
-            net_id="network_def",
-            filepath=str(temporary),
-            ckpt_file=str(root / "models" / "model.pt"),
-            meta_file=str(configs / "metadata.json"),
-            config_file=str(configs / "inference.json"),
-            input_shape=[1, 1] + [64] * spatial_dims,
-            **overrides,
-        )
+        with _quiet_onnx():
+            (ckpt_export if kind == "torchscript" else onnx_export)(
+                net_id="network_def",
+                filepath=str(temporary),
+                ckpt_file=str(root / "models" / "model.pt"),
+                meta_file=str(configs / "metadata.json"),
+                config_file=str(configs / "inference.json"),
+                input_shape=[1, 1] + [64] * spatial_dims,
+                **options,
+                **overrides,
+            )
         os.replace(temporary, output)
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror or error}); choose another place.") from error
     finally:
         temporary.unlink(missing_ok=True)
     return output
+
+
+def _onnx_options(spatial_dims: int) -> dict[str, Any]:
+    """What makes MONAI's exporter leave batch and sizes open, and print nothing."""
+    sizes = {axis + 2: f"size{axis}" for axis in range(spatial_dims)}
+    names = {"input_names": ["noisy"], "output_names": ["denoised"]}
+    # Only with use_trace does MONAI hand the others on to torch.
+    return {
+        "use_trace": True,
+        "converter_kwargs": {**names, "dynamic_shapes": ({0: "batch", **sizes},), "verbose": False},
+    }
+
+
+@contextmanager
+def _quiet_onnx() -> Iterator[None]:
+    """Torch warns of operators of packages that are not installed, which this network has none of."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        exporter.setLevel(level)
 
 
 def _copy_bundle(root: Path, output: Path) -> Path:
