@@ -66,6 +66,12 @@ def _refuse_unknown(name: str, known: Mapping[str, Any]) -> None:
             advice = f"did you mean {alike[0]}?" if alike else f"known are {', '.join(sorted(values))}."
             raise UsageError(f"{name} is no value of the bundle's train.json; {advice}")
         values = values[part]
+    for length in range(1, len(rest) + 1):  # what MONAI would set a part of has to have parts
+        above = "#".join([section, *rest][:length])
+        value = _look_up(above, known)
+        if _is_plain(value):
+            advice = "leave --device out: each process has its own" if name == "device#name" else f"set {above}"
+            raise UsageError(f"{name} cannot be set, for {above} is {value!r} in the bundle's configs; {advice}.")
 
 
 def _refuse_another_kind(name: str, value: Any, usual: Any) -> None:
@@ -141,6 +147,10 @@ def _look_up(name: str, known: Mapping[str, Any]) -> Any:
 def _is_data(value: Any) -> bool:
     """Whether a value is given, and no expression of MONAI's."""
     return value is not None and not (isinstance(value, str) and value.startswith(("$", "@", "%")))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def _is_number(value: Any) -> bool:

@@ -66,6 +66,15 @@ def test_values_that_are_refused_deep_inside(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_parts_of_what_has_none(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="seed#name cannot be set, for seed is 0 in the bundle's configs; set seed"):
+        train(manifest, tmp_path / "run", overrides={**TINY, "seed#name": 1})
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
+    with pytest.raises(UsageError, match=r"device#name cannot be set, .*leave --device out: each process has its own"):
+        train(manifest, tmp_path / "run", overrides={**TINY, "device#name": "cpu"})
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_error_after_the_first_epoch_is_no_options_fault(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
