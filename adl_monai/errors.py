@@ -114,13 +114,27 @@ def release_variables(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def refused_component(error: BaseException) -> tuple[str, str] | None:
-    """Which component of a MONAI config refused its values, and what it said; None if that is not what happened."""
+def refused_values(error: BaseException) -> tuple[str, str] | None:
+    """What refused the values that it got, and what it said; None if that is not what happened.
+
+    The refusal may lie deep in the chain of causes: a component that is built runs transforms, which are components
+    too. The nearest one that MONAI names is meant.
+    """
+    place = "training"
     for cause in _causes(error):
-        found = re.match(r"Failed to instantiate component '(?:\w+\.)*(\w+)'", str(cause))
-        if found and isinstance(cause.__cause__, ValueError | TypeError):
-            return found[1], str(cause.__cause__)
+        if isinstance(cause, ValueError | TypeError | AttributeError | LookupError | ArithmeticError):
+            return place, str(cause).strip() or type(cause).__name__
+        for pattern, named in _PLACES:
+            if found := re.match(pattern, str(cause), re.DOTALL):
+                place = named + re.sub(r"__local_refs\['(.*?)'\]", r"@\1", found[1]).replace("::", "#")
     return None
+
+
+_PLACES = (  # in MONAI's words, and in ours
+    (r"Failed to instantiate component '(?:\w+\.)*(\w+)'", ""),
+    (r"applying transform <(?:\w+\.)*(\w+) object", ""),
+    (r'Failed to evaluate ConfigExpression:.*"\$(.*?)"', "the expression "),
+)
 
 
 @contextmanager

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from adl_monai.bundle import find_bundle, inference_overrides, load_weights, metadata_of_a_run, network_definition
 from adl_monai.bundle_values import read_metadata
@@ -23,7 +27,8 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
     Args:
         model: See ``adl_monai.bundle.find_bundle``.
         output: A folder for ``bundle``, a file otherwise.
-        kind: ``bundle``, ``torchscript`` or ``onnx`` (needs the packages onnx and onnxscript).
+        kind: ``bundle``, ``torchscript`` or ``onnx`` (needs the packages onnx and onnxscript). Both network files take
+            any batch, and sizes that are multiples of 8.
         overwrite: Replace an existing output.
 
     Returns:
@@ -50,8 +55,9 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
     except OSError as error:
         raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose another -o.") from error
     temporary = output.with_name(f".tmp.{output.name}")
+    options = _onnx_options(spatial_dims) if kind == "onnx" else {}
     try:
-        with TemporaryDirectory() as folder, quiet_libraries():
+        with TemporaryDirectory() as folder, quiet_libraries(), _quiet_onnx():
             metadata, config = _describe(root, Path(folder))
             (ckpt_export if kind == "torchscript" else onnx_export)(
                 net_id="network_def",
@@ -60,6 +66,7 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
                 meta_file=str(metadata),
                 config_file=str(config),
                 input_shape=[1, 1] + [64] * spatial_dims,
+                **options,
             )
         os.replace(temporary, output)
     except OSError as error:
@@ -89,6 +96,29 @@ def _describe(root: Path, folder: Path) -> tuple[Path, Path]:
     for name, content in (("metadata", metadata), ("inference", config)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return folder / "metadata.json", folder / "inference.json"
+
+
+def _onnx_options(spatial_dims: int) -> dict[str, Any]:
+    """What makes MONAI's exporter leave batch and sizes open, and print nothing."""
+    sizes = {axis + 2: f"size{axis}" for axis in range(spatial_dims)}
+    names = {"input_names": ["noisy"], "output_names": ["denoised"]}
+    # Only with use_trace does MONAI hand the others on to torch.
+    return {
+        "use_trace": True,
+        "converter_kwargs": {**names, "dynamic_shapes": ({0: "batch", **sizes},), "verbose": False},
+    }
+
+
+@contextmanager
+def _quiet_onnx() -> Iterator[None]:
+    """Torch warns of operators of packages that are not installed, which this network has none of."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        exporter.setLevel(level)
 
 
 def _copy_bundle(root: Path, output: Path) -> Path:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
-from monai.bundle import ConfigParser, ConfigWorkflow
 
-from adl_monai.bundle import open_workflow, shipped_bundle, write_bundle
-from adl_monai.bundle_values import PLAIN_KEYS
+from adl_monai.bundle import open_workflow, shipped_bundle
 from adl_monai.errors import (
     OutOfMemoryError,
-    OutputError,
     UsageError,
     is_out_of_memory,
-    refused_component,
+    refused_values,
     surfacing_user_errors,
     user_error,
 )
 from adl_monai.manifest import check_pairs, load_manifest
 from adl_monai.quiet import quiet_libraries
-from adl_monai.stages.run_options import Options, record_options, run_options
-
-logger = logging.getLogger(__name__)
+from adl_monai.stages.run_folder import RunFolder, refuse_own_models, restore
+from adl_monai.stages.run_options import record_options, run_options
+from adl_monai.stages.train_checks import check_dims, check_values
 
 MODELS = ("init", "hold", "teachers", "network_def")  # what a model given by its name brings
 
@@ -87,18 +82,22 @@ def train(
         resume: Go on from the run folder's last checkpoint, with the options that the run was started with; those
             given here come on top. Each epoch to come has the learning rate and the phase that a run with these options
             from its start has in that epoch: a longer run does not begin its schedule again, it has the longer one.
-        overwrite: Start anew in a folder that holds a run, deleting that run's files.
+        overwrite: Start anew in a folder that holds a run. That run's files go once the new one has learned a batch.
         progress: Whether to show bars; None shows them on a terminal, unless ``overrides`` say otherwise.
         overrides: Config ids of ``train.json`` and their values, such as ``{"max_epochs": 10}``.
 
     Raises:
         ManifestError: If the manifest is not usable.
-        UsageError: If an option is not usable, or a value of ``overrides`` is none of the configs.
+        UsageError: If an option is not usable, a value of ``overrides`` is none of the configs or refused by what gets
+            it, or 2D scans are to train a 3D model.
         OutputError: If the folder holds a run already, or cannot be written.
         TrainingDivergedError: If a loss is not finite.
     """
     manifest = Path(manifest).resolve()
     run_dir = Path(run_dir).resolve()
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process and run_dir.is_dir():
+        restore(run_dir)
     parsed = load_manifest(manifest)
     if not parsed.training:
         raise UsageError(f"{manifest} has no case under 'training'; add some, or write one with adl-monai prepare.")
@@ -113,28 +112,34 @@ def train(
         overrides=dict(overrides or {}),
     )
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    main_process = int(os.environ.get("RANK", "0")) == 0
     source = shipped_bundle(options.spatial_dims)
     configs = ("train", options.preset, *(["multi_gpu_train"] if distributed else []))
-    _refuse_unknown_values(source, configs, options.overrides)
+    check_values(source, configs, options)
+    if overwrite and not resume:
+        refuse_own_models(run_dir, options.overrides)
+    check_dims(parsed, options.spatial_dims)
     check_pairs(parsed)
-    if main_process:
-        _prepare_folder(run_dir, resume, overwrite)
-        if not (run_dir / "checkpoints").exists():  # killed from now on, --resume alone starts this very run
-            record_options(run_dir, options)
+    folder = RunFolder(run_dir, resume, overwrite) if main_process else None
+    if folder is not None and not folder.replaces and not (run_dir / "checkpoints").exists():
+        record_options(run_dir, options)  # killed from now on, --resume alone starts this very run
 
     values = {"manifest": str(manifest), "output_dir": str(run_dir), "resume": resume, **options.overrides}
     checked = {"train#data#check": False, "validate#data#check": False}  # the pairs, above
     shown = {} if progress is None else {"progress": progress}
     workflow = open_workflow(source, configs, "train", {**values, **checked, **shown})
-    handler = _log_to(run_dir) if main_process else None
+    epochs: list[int] = []  # after one, which ends in a validation, the options are no longer to blame
     try:
-        with surfacing_user_errors(), quiet_libraries():
-            trainer, evaluator = _build(workflow, options.overrides)
-            if main_process:
+        if folder is not None:
+            folder.open_log()
+        with surfacing_user_errors(), quiet_libraries(), _naming_refused_values(options.overrides, epochs):
+            workflow.initialize()
+            trainer, evaluator = workflow.trainer, workflow.evaluator
+            trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: epochs.append(engine.state.epoch))
+            if folder is not None:
                 # After the checkpoint handler accepted what is resumed: refused options leave no trace in the folder.
-                describe = partial(_describe_run, run_dir, source, workflow.parser, options)
-                trainer.add_event_handler(Events.STARTED, describe)
+                # What is replaced stays until a batch was learned, by every process: then nothing refuses the options.
+                event = Events.ITERATION_COMPLETED(once=1) if folder.replaces else Events.STARTED
+                trainer.add_event_handler(event, partial(folder.begin, source, workflow.parser, options))
             workflow.run()
             workflow.finalize()
     except (MemoryError, RuntimeError) as error:
@@ -146,9 +151,8 @@ def train(
             "--set network_def#checkpointing=True (less memory, more time), or a machine with more."
         ) from error
     finally:
-        if handler is not None:
-            logging.getLogger("adl_monai").removeHandler(handler)
-            handler.close()
+        if folder is not None:
+            folder.close(workflow.parser.ref_resolver.resolved_content)
     best = evaluator.state.best_metric_epoch
     return TrainingResult(
         run_dir=run_dir,
@@ -160,72 +164,21 @@ def train(
     )
 
 
-def _build(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Make the trainer and the evaluator.
+@contextmanager
+def _naming_refused_values(overrides: Mapping[str, Any], epochs: Sequence[int]) -> Iterator[None]:
+    """Around what the configs build and run, until an epoch is done.
 
     Raises:
-        UsageError: If a component refuses its values: the configs alone are sound, so it is an option's fault.
+        UsageError: If values are refused: the configs alone are sound, so it is an option's fault.
     """
     try:
-        workflow.initialize()
-        return workflow.trainer, workflow.evaluator
-    except RuntimeError as error:
-        refused = refused_component(error)
+        yield
+    except Exception as error:
+        refused = refused_values(error)
         given = ", ".join(f"{name}={value}" for name, value in overrides.items() if name not in MODELS)
-        if refused is None or user_error(error) is not None or not given:
+        if epochs or refused is None or user_error(error) is not None or is_out_of_memory(error) or not given:
             raise
-        component, reason = refused
+        place, reason = refused
         raise UsageError(
-            f"{component} refused its values: {reason.rstrip('.')}. Given were {given}; change them."
+            f"{place} refused its values: {reason.rstrip('.')}. Given were {given}; change them."
         ) from error
-
-
-def _refuse_unknown_values(root: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """MONAI would add what no config mentions and nothing reads: a typing error would train something else."""
-    known = ConfigParser.load_config_files([str(root / "configs" / f"{name}.json") for name in configs])
-    for name in overrides:
-        section, *rest = name.split("#")
-        values = known
-        for part in (section, *rest[:1]) if section in ("train", "validate") else (section,):  # below, new arguments
-            if part not in values:
-                alike = get_close_matches(part, values, n=1)
-                advice = f"did you mean {alike[0]}?" if alike else f"known are {', '.join(sorted(values))}."
-                raise UsageError(f"{name} is no value of the bundle's train.json; {advice}")
-            values = values[part]
-
-
-def _prepare_folder(run_dir: Path, resume: bool, overwrite: bool) -> None:
-    holds_run = (run_dir / "checkpoints").exists() or (run_dir / "bundle").exists()
-    if holds_run and overwrite and not resume:
-        for name in ("checkpoints", "tensorboard", "bundle"):
-            shutil.rmtree(run_dir / name, ignore_errors=True)
-        for name in ("options.json", "train.log"):
-            (run_dir / name).unlink(missing_ok=True)
-    elif holds_run and not resume:
-        raise OutputError(f"{run_dir} holds a training run; use --resume to go on, --overwrite, or another folder.")
-    if resume and not (run_dir / "checkpoints").exists():
-        logger.warning("%s holds no checkpoint yet: starting from the beginning", run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / ".write_test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"{run_dir} cannot be written ({error.strerror}); choose another folder with -o.") from error
-
-
-def _describe_run(run_dir: Path, source: Path, parser: ConfigParser, options: Options) -> None:
-    """Write what the run was started with, and its bundle as yet without weights."""
-    record_options(run_dir, options)
-    plain = {key: parser[key] for key in PLAIN_KEYS if key in parser}
-    write_bundle(source, run_dir / "bundle", parser["network_def"], plain)
-
-
-def _log_to(run_dir: Path) -> logging.Handler:
-    handler = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("adl_monai")
-    package.addHandler(handler)
-    if package.level == logging.NOTSET or package.level > logging.INFO:
-        package.setLevel(logging.INFO)
-    return handler
