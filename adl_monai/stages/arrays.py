@@ -132,9 +132,9 @@ def _in_single(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarra
     if exact or scale >= LEAST_STEPS * step or (scale == 0 and image.min() == image.max()):
         return single
     raise UsageError(
-        f"between {offset:g} and {offset + scale:g}, where most of the array's values lie, float32 has only "
+        f"between {offset:.10g} and {offset + scale:.10g}, where most of the array's values lie, float32 has only "
         f"{int(scale / step)} numbers, and images are denoised and returned in float32. Subtract the offset first, and "
-        "add it afterwards: denoise(array - array.mean()) + array.mean(); multiply numbers that are tiny."
+        "add it afterwards: denoise(array - array.min()) + array.min(); multiply numbers that are tiny."
     )
 
 
