@@ -15,6 +15,7 @@ from monai.transforms.traits import RandomizableTrait
 
 from adl_monai.data.case_cache import CaseCache
 from adl_monai.data.disk_cache import DiskCache
+from adl_monai.data.patch_loader import errors_that_travel
 
 
 class PatchDataset(CaseCache):
@@ -112,11 +113,12 @@ class PatchDataset(CaseCache):
         epoch = self.epoch
         self.transform.set_random_state(seed=patch_seed(self.seed, epoch, index))
         case = (epoch * len(self) + index) % len(self.data)
-        if self._disk is not None:
-            return self.transform(self._disk[case], start=self._first_random)
-        if case < self.cache_num:
-            return self.transform(self._cache[case], start=self._first_random)
-        return self.transform(self.data[case])
+        with errors_that_travel():
+            if self._disk is not None:
+                return self.transform(self._disk[case], start=self._first_random)
+            if case < self.cache_num:
+                return self.transform(self._cache[case], start=self._first_random)
+            return self.transform(self.data[case])
 
 
 def patch_seed(seed: int, epoch: int, index: int) -> int:

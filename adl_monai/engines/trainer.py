@@ -16,9 +16,10 @@ from torch import Tensor
 
 from adl_monai.compute import autocast, channels_last, training_precision, unwrap
 from adl_monai.engines.ema import EMA
+from adl_monai.engines.empty_epoch import EmptyEpochHandler
 from adl_monai.engines.phases import Phase, PhaseSchedule
 from adl_monai.engines.teacher import Teacher
-from adl_monai.errors import TrainingDivergedError
+from adl_monai.errors import TrainingDivergedError, UsageError
 
 
 class ADLTrainer(SupervisedTrainer):
@@ -58,6 +59,7 @@ class ADLTrainer(SupervisedTrainer):
         ValueError: If a discriminator comes without its optimizer, or shares the denoiser's, there is no epoch, or the
             precision is float16.
         TrainingDivergedError: From ``run()``, when a loss is not finite.
+        UsageError: From ``run()``, when the loader gives no batch.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class ADLTrainer(SupervisedTrainer):
         seed: int = 0,
         deterministic: bool = True,
         decollate: bool = False,
+        train_handlers: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if discriminator is not None and (d_optimizer is None or d_optimizer is optimizer):
@@ -106,10 +109,17 @@ class ADLTrainer(SupervisedTrainer):
             optimizer,
             loss_function,
             decollate=decollate,
+            train_handlers=[EmptyEpochHandler(), *(train_handlers or ())],
             **kwargs,
         )
         # The loader is iterated anew after this event, so it sees the new epoch.
         self.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train; see above for what it raises."""
+        if self.state.epoch_length == 0:  # MONAI would warn and do nothing
+            raise UsageError("the loader has no batch in an epoch; give more patches or a smaller batch.")
+        super().run()
 
     @property
     def phase(self) -> Phase:
