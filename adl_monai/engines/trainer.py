@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,7 +59,7 @@ class ADLTrainer(SupervisedTrainer):
     Raises:
         ValueError: If a discriminator comes without its optimizer, or shares the denoiser's, there is no epoch, or the
             precision is float16.
-        TrainingDivergedError: From ``run()``, when a loss is not finite.
+        TrainingDivergedError: From ``run()``, when a loss or a gradient is not finite.
         UsageError: From ``run()``, when the loader gives no batch.
     """
 
@@ -207,20 +208,24 @@ class ADLTrainer(SupervisedTrainer):
 
     def _step(self, network: Any, optimizer: Any, loss: Tensor, announce: bool = False) -> None:
         """One optimizer step on ``loss``; ``announce`` fires MONAI's events of the iteration's main loss."""
-        if not torch.isfinite(loss):
-            raise TrainingDivergedError(
-                f"the loss became {loss.item()} in epoch {self.state.epoch}, iteration {self.state.iteration} "
-                f"({self.phase.value} phase). The last good checkpoint is kept; lower the learning rate and continue "
-                "from it with --resume, or check the training images for extreme values."
-            )
         if announce:
             self.fire_event(IterationEvents.LOSS_COMPLETED)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if announce:
             self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), self.max_grad_norm)
+        largest = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), largest)
+        # Loss and gradients together: one wait for a GPU. Several processes have the same gradients, so all end.
+        if not torch.isfinite(loss.detach()) & torch.isfinite(norm):
+            fault = f"the loss became {loss.item()}"
+            if math.isfinite(loss.item()):
+                fault = f"the gradients became {norm.item()} (their norm; the loss is {loss.item():.4g})"
+            raise TrainingDivergedError(
+                f"{fault} in epoch {self.state.epoch}, iteration {self.state.iteration} "
+                f"({self.phase.value} phase). The last good checkpoint is kept; lower the learning rate and continue "
+                "from it with --resume, or check the training images for extreme values."
+            )
         optimizer.step()
 
 

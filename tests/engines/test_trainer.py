@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from monai.engines.utils import IterationEvents
 from torch.utils.data import DataLoader, Dataset
 
 from adl_monai.engines import EMA, ADLTrainer, Phase, PhaseSchedule
@@ -165,6 +166,38 @@ def test_a_non_finite_loss_stops_before_it_spoils_the_weights() -> None:
     with pytest.raises(TrainingDivergedError, match="epoch 1, iteration 1"):
         trainer.run()
     assert all(torch.equal(weights[name], parameter) for name, parameter in trainer.network.named_parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clipped", [1.0, None])
+@pytest.mark.parametrize("learns", ["denoiser", "discriminator"])
+def test_a_non_finite_gradient_stops_before_it_spoils_the_weights(
+    learns: str, clipped: float | None, value: float
+) -> None:
+    trainer = build(ONLY_DENOISER if learns == "denoiser" else ONLY_DISCRIMINATOR)
+    trainer.max_grad_norm = clipped
+    network = trainer.network if learns == "denoiser" else trainer.discriminator
+    weights = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+    def spoil(engine: ADLTrainer) -> None:
+        next(network.parameters()).grad.view(-1)[0] = value
+
+    trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, spoil)
+    with pytest.raises(TrainingDivergedError, match=r"gradients became (nan|inf) .*loss is .* epoch 1, iteration 1"):
+        trainer.run()
+    assert all(torch.equal(weights[name], parameter) for name, parameter in network.named_parameters())
+
+
+def test_no_clipping_leaves_gradients_as_they_are() -> None:
+    trainer = build(ONLY_DENOISER)
+    trainer.max_grad_norm = None
+    parameters = list(trainer.network.parameters())
+    seen: list[list[torch.Tensor]] = []
+    trainer.add_event_handler(
+        IterationEvents.BACKWARD_COMPLETED, lambda: seen.append([p.grad.clone() for p in parameters])
+    )
+    trainer.run()
+    assert all(torch.equal(before, p.grad) for before, p in zip(seen[-1], parameters, strict=True))
 
 
 class Silent(DataLoader):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from adl_monai.engines.checkpoint import write_atomically
+from adl_monai.losses import ADLLoss
 from adl_monai.stages.train import train
 from tests.conftest import TINY
 
@@ -190,6 +191,33 @@ def test_fewer_patches_than_a_batch(manifest: Path, command: Command) -> None:
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
     assert not Path("run", "checkpoints").exists()
+
+
+def test_a_run_with_a_gradient_that_is_no_number_goes_on_from_sound_weights(
+    finished: Path, manifest: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoiled(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * float("nan")
+
+    kept = (finished / "checkpoints" / "last.pt").read_bytes()
+    total = ADLLoss.total
+    again = ("train", manifest, "-o", finished, "--resume", "--epochs", "2", "--set", "phases#discriminator=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(ADLLoss, "total", lambda self, terms: Spoiled.apply(total(self, terms)))
+        outcome = command(*again)
+    assert outcome.code == 6, outcome.err
+    for word in ("the gradients became nan", "in epoch 2, iteration 3", "last good checkpoint is kept"):
+        assert word in outcome.err
+    assert (finished / "checkpoints" / "last.pt").read_bytes() == kept
+    assert command(*again).code == 0
+    weights = torch.load(finished / "bundle" / "models" / "model.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in weights.values())
 
 
 def test_evaluate_names_all_damaged_scans_before_it_measures_any(
