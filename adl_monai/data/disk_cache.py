@@ -1,6 +1,6 @@
 """Prepared cases kept on a disk and mapped into memory, for data sets that are larger than the memory.
 
-A case is prepared (decoded, normalised, padded) once, by whichever run comes first. Its folder is named by a hash of
+A case is prepared (decoded, normalised) once, by whichever run comes first. Its folder is named by a hash of
 what made it: the files' paths, sizes and times of change, the transforms with their settings, and the versions of this
 package and of MONAI. It holds plain arrays (``.npy``, never pickles) and ``entry.json`` with their checksums.
 """
