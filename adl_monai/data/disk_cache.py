@@ -105,6 +105,10 @@ class DiskCache(Sequence[dict[str, Any]]):
             self._mapped[index] = case
         return case
 
+    def glance(self, index: int) -> dict[str, Any]:
+        """The case ``index`` as its files have it, not checked: for a look at little of it."""
+        return read_entry(self.folder / self._names[index]) or {}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}  # another process maps the files itself
 
