@@ -61,11 +61,17 @@ class OutOfMemoryError(AdlError):
     exit_code = 7
 
 
+NO_MEMORY = re.compile(r"allocate memory|out of memory|DataLoader worker .* killed by signal: (Killed|Bus error)")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out; torch's CPU allocator raises a plain ``RuntimeError``."""
+    """Whether an exception means that memory ran out.
+
+    torch's CPU allocator raises a plain ``RuntimeError``, and so does a loader of whose processes the system has killed
+    one: it does that where memory ends, or shared memory.
+    """
     for cause in _causes(error):
-        text = str(cause) if isinstance(cause, RuntimeError) else ""
-        if isinstance(cause, MemoryError) or "allocate memory" in text or "out of memory" in text:
+        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and NO_MEMORY.search(str(cause))):
             return True
     return False
 

@@ -229,8 +229,10 @@ def test_batches_are_validated(spatial_dims: int, manifest: Path, tmp_path: Path
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
 
 
-def test_two_processes_train_together(manifest: Path, tmp_path: Path) -> None:
-    options = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+@pytest.mark.parametrize("scales", [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]], ids=["all scales", "one scale"])
+def test_two_processes_train_together(manifest: Path, tmp_path: Path, scales: list[float]) -> None:
+    values = {**TINY, "loss#scale_weights": scales}
+    options = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
         *("-m", "adl_monai", "train", str(manifest), "-o", str(tmp_path / "run"), "--device", "auto", *options),

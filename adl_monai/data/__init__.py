@@ -7,6 +7,8 @@ from adl_monai.data.degradations import Degraded, RandDegraded
 from adl_monai.data.monai_io import SaveImageLiked, StrictLoadImaged, VolumeReader
 from adl_monai.data.noisy_range import RandNoisyRanged, SampledIntensitiesd
 from adl_monai.data.normalization import RobustNormalized
+from adl_monai.data.pad import PadPatchd
+from adl_monai.data.patch_loader import PatchLoader
 from adl_monai.data.patches import PatchDataset
 from adl_monai.data.transforms import BlendStrengthd, CleanAsLabeld, EnsureDepthd
 from adl_monai.data.volume import Volume
@@ -17,7 +19,9 @@ __all__ = [
     "CleanAsLabeld",
     "Degraded",
     "EnsureDepthd",
+    "PadPatchd",
     "PatchDataset",
+    "PatchLoader",
     "RandDegraded",
     "RandNoisyRanged",
     "RandPatchd",

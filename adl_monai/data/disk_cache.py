@@ -1,6 +1,6 @@
 """Prepared cases kept on a disk and mapped into memory, for data sets that are larger than the memory.
 
-A case is prepared (decoded, normalised, padded) once, by whichever run comes first. Its folder is named by a hash of
+A case is prepared (decoded, normalised) once, by whichever run comes first. Its folder is named by a hash of
 what made it: the files' paths, sizes and times of change, the transforms with their settings, and the versions of this
 package and of MONAI. It holds plain arrays (``.npy``, never pickles) and ``entry.json`` with their checksums.
 """
@@ -104,6 +104,10 @@ class DiskCache(Sequence[dict[str, Any]]):
             self._checked[index] = True
             self._mapped[index] = case
         return case
+
+    def glance(self, index: int) -> dict[str, Any]:
+        """The case ``index`` as its files have it, not checked: for a look at little of it."""
+        return read_entry(self.folder / self._names[index]) or {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}  # another process maps the files itself

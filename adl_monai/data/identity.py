@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -14,12 +15,15 @@ import torch
 
 from adl_monai.errors import ScanFileError, UsageError
 
+LONGEST_LINE, MOST_LINES = 2**16, 1000  # of a header, after which come voxels
+
 
 def identity(value: Any) -> Any:
     """What says whether a case's entry is still the same: of a scan its path, size (bytes) and time of change (ns).
 
     Args:
-        value: a file, a folder (all files below it count), or anything else, which stands for itself.
+        value: a file (of a MetaImage header, the file of its voxels counts, too), a folder (all files below it count),
+            or anything else, which stands for itself.
 
     Raises:
         ScanFileError: If a file cannot be looked at.
@@ -32,7 +36,7 @@ def identity(value: Any) -> Any:
             files = sorted(item for item in path.rglob("*") if item.is_file())
             return [str(path.resolve()), [[str(item.relative_to(path)), *_state(item)] for item in files]]
         if path.is_file():
-            return [str(path.resolve()), *_state(path)]
+            return [str(path.resolve()), *_state(path), *_state_of_voxels_beside(path)]
     except OSError as error:
         raise ScanFileError(
             f"{error.filename or path}: it cannot be looked at ({error.strerror}); check that it exists and its "
@@ -88,3 +92,16 @@ def describe(value: Any) -> Any:
 def _state(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+def _state_of_voxels_beside(path: Path) -> list[int | str]:
+    """Of the file that a MetaImage header (``.mhd``) names; nothing where the voxels are in the same file."""
+    if path.suffix.lower() not in (".mhd", ".mha"):
+        return []
+    with path.open("rb") as file:
+        for line in islice(iter(lambda: file.readline(LONGEST_LINE), b""), MOST_LINES):
+            field, _, value = line.partition(b"=")
+            if field.strip().lower() == b"elementdatafile":
+                voxels = path.parent / os.fsdecode(value.strip())
+                return [voxels.name, *_state(voxels)] if voxels.is_file() else []
+    return []

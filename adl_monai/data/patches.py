@@ -15,6 +15,8 @@ from monai.transforms.traits import RandomizableTrait
 
 from adl_monai.data.case_cache import CaseCache
 from adl_monai.data.disk_cache import DiskCache
+from adl_monai.data.patch_loader import errors_that_travel
+from adl_monai.data.sparse import warn_of_sparse_scans
 
 
 class PatchDataset(CaseCache):
@@ -91,6 +93,9 @@ class PatchDataset(CaseCache):
         if self._cache_dir is not None:
             deterministic = Compose(self.transform.transforms[: self._first_random])
             self._disk = DiskCache(self._cache_dir, data, deterministic, self._progress)
+        prepared = range(len(data)) if self._disk is not None else range(self.cache_num)
+        case = self._disk.glance if self._disk is not None else self._cache.__getitem__
+        warn_of_sparse_scans((str(data[index].get("image")), case(index)) for index in prepared)
 
     @property
     def epoch(self) -> int:
@@ -112,11 +117,12 @@ class PatchDataset(CaseCache):
         epoch = self.epoch
         self.transform.set_random_state(seed=patch_seed(self.seed, epoch, index))
         case = (epoch * len(self) + index) % len(self.data)
-        if self._disk is not None:
-            return self.transform(self._disk[case], start=self._first_random)
-        if case < self.cache_num:
-            return self.transform(self._cache[case], start=self._first_random)
-        return self.transform(self.data[case])
+        with errors_that_travel():
+            if self._disk is not None:
+                return self.transform(self._disk[case], start=self._first_random)
+            if case < self.cache_num:
+                return self.transform(self._cache[case], start=self._first_random)
+            return self.transform(self.data[case])
 
 
 def patch_seed(seed: int, epoch: int, index: int) -> int:

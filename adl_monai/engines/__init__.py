@@ -2,6 +2,7 @@
 
 from adl_monai.engines.checkpoint import CheckpointHandler
 from adl_monai.engines.ema import EMA
+from adl_monai.engines.empty_epoch import EmptyEpochHandler
 from adl_monai.engines.idle import IdleDenoiserHandler
 from adl_monai.engines.muon import Muon
 from adl_monai.engines.phases import Phase, PhaseSchedule
@@ -16,6 +17,7 @@ __all__ = [
     "EMA",
     "ADLTrainer",
     "CheckpointHandler",
+    "EmptyEpochHandler",
     "IdleDenoiserHandler",
     "Muon",
     "Phase",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from adl_monai.compute import autocast, channels_last, training_precision, unwrap
 from adl_monai.engines.ema import EMA
+from adl_monai.engines.empty_epoch import EmptyEpochHandler
 from adl_monai.engines.phases import Phase, PhaseSchedule
 from adl_monai.engines.teacher import Teacher
-from adl_monai.errors import TrainingDivergedError
+from adl_monai.errors import TrainingDivergedError, UsageError
 
 
 class ADLTrainer(SupervisedTrainer):
@@ -57,7 +59,8 @@ class ADLTrainer(SupervisedTrainer):
     Raises:
         ValueError: If a discriminator comes without its optimizer, or shares the denoiser's, there is no epoch, or the
             precision is float16.
-        TrainingDivergedError: From ``run()``, when a loss is not finite.
+        TrainingDivergedError: From ``run()``, when a loss or a gradient is not finite.
+        UsageError: From ``run()``, when the loader gives no batch.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class ADLTrainer(SupervisedTrainer):
         seed: int = 0,
         deterministic: bool = True,
         decollate: bool = False,
+        train_handlers: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if discriminator is not None and (d_optimizer is None or d_optimizer is optimizer):
@@ -106,10 +110,17 @@ class ADLTrainer(SupervisedTrainer):
             optimizer,
             loss_function,
             decollate=decollate,
+            train_handlers=[EmptyEpochHandler(), *(train_handlers or ())],
             **kwargs,
         )
         # The loader is iterated anew after this event, so it sees the new epoch.
         self.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train; see above for what it raises."""
+        if self.state.epoch_length == 0:  # MONAI would warn and do nothing
+            raise UsageError("the loader has no batch in an epoch; give more patches or a smaller batch.")
+        super().run()
 
     @property
     def phase(self) -> Phase:
@@ -197,21 +208,25 @@ class ADLTrainer(SupervisedTrainer):
 
     def _step(self, network: Any, optimizer: Any, loss: Tensor, announce: bool = False) -> None:
         """One optimizer step on ``loss``; ``announce`` fires MONAI's events of the iteration's main loss."""
-        if not torch.isfinite(loss):
-            rates = " and ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
-            raise TrainingDivergedError(
-                f"the loss became {loss.item()} in epoch {self.state.epoch}, iteration {self.state.iteration} "
-                f"({self.phase.value} phase, learning rate {rates}). The last good checkpoint is kept; lower the "
-                "learning rate and continue from it with --resume, or check the training images for extreme values."
-            )
         if announce:
             self.fire_event(IterationEvents.LOSS_COMPLETED)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if announce:
             self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), self.max_grad_norm)
+        largest = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), largest)
+        # Loss and gradients together: one wait for a GPU. Several processes have the same gradients, so all end.
+        if not torch.isfinite(loss.detach()) & torch.isfinite(norm):
+            fault = f"the loss became {loss.item()}"
+            if math.isfinite(loss.item()):
+                fault = f"the gradients became {norm.item()} (their norm; the loss is {loss.item():.4g})"
+            rates = " and ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
+            raise TrainingDivergedError(
+                f"{fault} in epoch {self.state.epoch}, iteration {self.state.iteration} "
+                f"({self.phase.value} phase, learning rate {rates}). The last good checkpoint is kept; lower the learning rate and continue "
+                "from it with --resume, or check the training images for extreme values."
+            )
         optimizer.step()
 
 

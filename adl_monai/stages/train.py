@@ -148,7 +148,8 @@ def train(
         raise OutOfMemoryError(
             "not enough memory to train; the last good checkpoint is kept. Use a smaller --batch-size, a smaller "
             "--set cache_rate (share of the scans kept in memory), --set cache_dir=FOLDER (scans kept on a disk), "
-            "--set network_def#checkpointing=True (less memory, more time), or a machine with more."
+            "--set network_def#checkpointing=True (less memory, more time), --set num_workers=0 (no processes beside "
+            "this one), or a machine with more."
         ) from error
     finally:
         if folder is not None:

@@ -72,3 +72,25 @@ def test_equal_objects_are_described_equally_and_others_are_not(make, other):
 def test_what_hides_its_state_is_refused():
     with pytest.raises(UsageError, match=r"generator does not reveal its state.*train without cache_dir"):
         describe([(number for number in range(3))])
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".MHD"])
+def test_a_metaimage_header_changes_with_the_file_of_its_voxels(tmp_path, suffix):
+    header, voxels = tmp_path / f"scan{suffix}", tmp_path / "scan.raw"
+    header.write_text("NDims = 3\nElementDataFile = scan.raw\n")
+    missing = identity(header)
+    voxels.write_bytes(b"abc")
+    first = identity(header)
+    assert identity(str(header)) == first
+    voxels.write_bytes(b"abcd")
+    longer = identity(header)
+    os.utime(voxels, ns=(1, 1))
+    assert len({str(one) for one in (missing, first, longer, identity(header))}) == 4
+
+
+def test_a_metaimage_of_one_file_is_that_file(tmp_path):
+    scan = tmp_path / "scan.mha"
+    scan.write_bytes(b"NDims = 3\nElementDataFile = LOCAL\n" + bytes(range(256)))
+    assert len(identity(scan)) == 3
+    scan.write_bytes(bytes(range(256)))
+    assert len(identity(scan)) == 3

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Events
+from monai.engines.utils import IterationEvents
 from torch.utils.data import DataLoader, Dataset
 
 from adl_monai.engines import EMA, ADLTrainer, Phase, PhaseSchedule
 from adl_monai.engines.trainer import frozen
-from adl_monai.errors import TrainingDivergedError
+from adl_monai.errors import TrainingDivergedError, UsageError
 from adl_monai.losses import ADLLoss
 from adl_monai.networks import EfficientUNet, EfficientUNetDiscriminator
 
@@ -164,6 +166,67 @@ def test_a_non_finite_loss_stops_before_it_spoils_the_weights() -> None:
     with pytest.raises(TrainingDivergedError, match="epoch 1, iteration 1"):
         trainer.run()
     assert all(torch.equal(weights[name], parameter) for name, parameter in trainer.network.named_parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clipped", [1.0, None])
+@pytest.mark.parametrize("learns", ["denoiser", "discriminator"])
+def test_a_non_finite_gradient_stops_before_it_spoils_the_weights(
+    learns: str, clipped: float | None, value: float
+) -> None:
+    trainer = build(ONLY_DENOISER if learns == "denoiser" else ONLY_DISCRIMINATOR)
+    trainer.max_grad_norm = clipped
+    network = trainer.network if learns == "denoiser" else trainer.discriminator
+    weights = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+    def spoil(engine: ADLTrainer) -> None:
+        next(network.parameters()).grad.view(-1)[0] = value
+
+    trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, spoil)
+    with pytest.raises(TrainingDivergedError, match=r"gradients became (nan|inf) .*loss is .* epoch 1, iteration 1"):
+        trainer.run()
+    assert all(torch.equal(weights[name], parameter) for name, parameter in network.named_parameters())
+
+
+def test_no_clipping_leaves_gradients_as_they_are() -> None:
+    trainer = build(ONLY_DENOISER)
+    trainer.max_grad_norm = None
+    parameters = list(trainer.network.parameters())
+    seen: list[list[torch.Tensor]] = []
+    trainer.add_event_handler(
+        IterationEvents.BACKWARD_COMPLETED, lambda: seen.append([p.grad.clone() for p in parameters])
+    )
+    trainer.run()
+    assert all(torch.equal(before, p.grad) for before, p in zip(seen[-1], parameters, strict=True))
+
+
+class Silent(DataLoader):
+    """Claims batches and gives them in the first epochs only, as a loader does whose thread has died."""
+
+    epochs = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.epochs, given = self.epochs - 1, self.epochs
+        return super().__iter__() if given > 0 else iter(())
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_an_epoch_without_a_batch_is_no_training(given: int) -> None:
+    trainer = build(ONLY_DENOISER, epochs=3)
+    trainer.data_loader = Silent(Pairs(), batch_size=4)
+    trainer.data_loader.epochs = given
+    completed: list[int] = []
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: completed.append(engine.state.epoch))
+    with pytest.raises(UsageError, match=f"no batch in epoch {given + 1}"):
+        trainer.run()
+    assert completed == list(range(1, given + 1)), "what saves comes after the check"
+
+
+def test_a_loader_without_a_batch_is_refused() -> None:
+    trainer = build(ONLY_DENOISER)
+    trainer.state.epoch_length = 0  # as of len(loader)
+    with pytest.raises(UsageError, match="no batch in an epoch"):
+        trainer.run()
 
 
 def test_training_lowers_the_loss() -> None:

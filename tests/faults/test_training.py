@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from adl_monai.engines.checkpoint import write_atomically
+from adl_monai.losses import ADLLoss
 from adl_monai.stages.train import train
 from tests.conftest import TINY
 
@@ -145,6 +146,78 @@ def test_all_damaged_scans_are_named_at_once(
     for word in (f"2 of {count} scans cannot be used", str(tmp_path / "one.nii.gz"), str(tmp_path / "two.nii.gz")):
         assert word in outcome.err
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_damaged_scan_that_is_read_while_training_ends_it(
+    tmp_path: Path, manifest: Path, command: Command, processes: int
+) -> None:
+    """It used to end the epoch, and every later one, in silence: "3 epochs", nothing learned, code 0."""
+    content = json.loads(manifest.read_text())
+    (tmp_path / "cut.nii.gz").write_bytes(b"no scan")
+    content["training"].append({"image": str(tmp_path / "cut.nii.gz")})
+    manifest.write_text(json.dumps(content))
+    values = ("--set", "cache_rate=0.5", "--set", f"num_workers={processes}", "--set", "patches_per_epoch=9")
+    outcome = command("train", manifest, "-o", "run", *SETTINGS, *values, "--batch-size", "1")
+    assert outcome.code == 3, outcome.err
+    (told,) = outcome.err.splitlines()
+    assert told.startswith(f"Error: {tmp_path / 'cut.nii.gz'}: ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (MemoryError("unable to allocate 9 GiB"), 7, "not enough memory to train"),
+        (OSError(28, "No space left on device"), 5, "No space left on device"),
+    ],
+)
+def test_what_the_system_refuses_while_patches_are_drawn(
+    manifest: Path, command: Command, monkeypatch: pytest.MonkeyPatch, fault: Exception, code: int, words: str
+) -> None:
+    def refuse(self: Any, case: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("adl_monai.data.RandDegraded.__call__", refuse)
+    outcome = command("train", manifest, "-o", "run", *SETTINGS)
+    assert outcome.code == code, outcome.err
+    assert words in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_fewer_patches_than_a_batch(manifest: Path, command: Command) -> None:
+    outcome = command("train", manifest, "-o", "run", *SETTINGS, "--batch-size", "16")
+    assert outcome.code == 2, outcome.err
+    assert "patches_per_epoch=8 with batch_size=16 leaves no batch" in outcome.err
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert not Path("run", "checkpoints").exists()
+
+
+def test_a_run_with_a_gradient_that_is_no_number_goes_on_from_sound_weights(
+    finished: Path, manifest: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoiled(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * float("nan")
+
+    kept = (finished / "checkpoints" / "last.pt").read_bytes()
+    total = ADLLoss.total
+    again = ("train", manifest, "-o", finished, "--resume", "--epochs", "2", "--set", "phases#discriminator=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(ADLLoss, "total", lambda self, terms: Spoiled.apply(total(self, terms)))
+        outcome = command(*again)
+    assert outcome.code == 6, outcome.err
+    for word in ("the gradients became nan", "in epoch 2, iteration 3", "last good checkpoint is kept"):
+        assert word in outcome.err
+    assert (finished / "checkpoints" / "last.pt").read_bytes() == kept
+    assert command(*again).code == 0
+    weights = torch.load(finished / "bundle" / "models" / "model.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in weights.values())
 
 
 def test_evaluate_names_all_damaged_scans_before_it_measures_any(

@@ -228,7 +228,7 @@ def test_a_run_goes_on_from_what_it_started_with(
     [
         ("loss#texture", -1, "ADLLoss refused its values: weight texture is -1"),
         ("ema#decay", 2, "EMA refused its values: EMA decay 2"),
-        ("batch_size", 0, "ThreadDataLoader refused its values: batch_size should be a positive integer"),
+        ("batch_size", 0, "PatchLoader refused its values: batch_size should be a positive integer"),
         ("optimizer#betas", [0.9, 1.0], "Muon refused its values: momentum .* expected 0 <= each < 1"),
         ("train#dataloader#nonsense", 3, "unexpected keyword argument 'nonsense'"),
         ("max_epochs", 0, "max_epochs is 0; expected at least 1"),
