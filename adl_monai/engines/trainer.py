@@ -224,8 +224,8 @@ class ADLTrainer(SupervisedTrainer):
             rates = " and ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
             raise TrainingDivergedError(
                 f"{fault} in epoch {self.state.epoch}, iteration {self.state.iteration} "
-                f"({self.phase.value} phase, learning rate {rates}). The last good checkpoint is kept; lower the learning rate and continue "
-                "from it with --resume, or check the training images for extreme values."
+                f"({self.phase.value} phase, learning rate {rates}). The last good checkpoint is kept; lower the "
+                "learning rate and continue from it with --resume, or check the training images for extreme values."
             )
         optimizer.step()
 
