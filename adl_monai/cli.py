@@ -118,7 +118,9 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
     is_flag=True,
     help="Go on from the run folder's last checkpoint; options given with it apply from there.",
 )
-@click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run.")
+@click.option(
+    "--overwrite", is_flag=True, help="Start anew in a folder that holds a run; it goes once a batch is learned."
+)
 @click.pass_obj
 def train(
     context: dict[str, Any],

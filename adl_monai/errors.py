@@ -95,18 +95,22 @@ def system_error(error: BaseException) -> AdlError | None:
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """An exception and what it was raised from, as MONAI does with what its configs' expressions raise."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # what MONAI wrapped may be the cause of its own cause
         yield cause
+        seen.add(id(cause))
         cause = cause.__cause__
 
 
 def user_error(error: BaseException) -> AdlError | None:
     """The ``AdlError`` inside an exception, which MONAI's transforms and configs wrap in their own; None if none is."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, AdlError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, AdlError):
+            return cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -187,7 +187,7 @@ def test_what_the_system_refuses_while_patches_are_drawn(
 def test_fewer_patches_than_a_batch(manifest: Path, command: Command) -> None:
     outcome = command("train", manifest, "-o", "run", *SETTINGS, "--batch-size", "16")
     assert outcome.code == 2, outcome.err
-    assert "patches_per_epoch=8 with batch_size=16 leaves no batch" in outcome.err
+    assert "patches_per_epoch is 8 and batch_size 16" in outcome.err
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
     assert not Path("run", "checkpoints").exists()
