@@ -61,7 +61,10 @@ class OutOfMemoryError(AdlError):
     exit_code = 7
 
 
-NO_MEMORY = re.compile(r"allocate memory|out of memory|DataLoader worker .* killed by signal: (Killed|Bus error)")
+NO_MEMORY = re.compile(
+    r"allocate memory|out of memory"
+    r"|DataLoader worker .* (killed by signal: (Killed|Bus error)|exited unexpectedly)"  # which, is a matter of luck
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from adl_monai.errors import is_out_of_memory, refused_values, system_error, use
 
 @pytest.mark.timeout(10)
 def test_a_chain_that_bites_its_tail_has_an_end() -> None:
-    """A wrapped error that is raised from its wrapper, as it is to come out as itself, is the cause of its own cause."""
+    """An error that is raised from what wrapped it, to come out as itself, is the cause of its own cause."""
     inner, wrapper = RuntimeError("inner"), RuntimeError("wrapper")
     inner.__cause__, wrapper.__cause__ = wrapper, inner
     assert not is_out_of_memory(inner)
