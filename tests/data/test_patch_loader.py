@@ -105,7 +105,7 @@ def test_a_fault_in_a_case_comes_as_itself(fault: Exception, kind: type[Exceptio
 
 def test_a_killed_process_is_a_lack_of_memory() -> None:
     loader = PatchLoader(Numbers(int(signal.SIGKILL)), batch_size=1, num_workers=2, buffer_size=4)
-    with pytest.raises(RuntimeError, match="killed by signal: Killed|exited unexpectedly") as caught:
+    with pytest.raises(RuntimeError, match=r"killed by signal: Killed|exited unexpectedly") as caught:
         list(loader)
     assert is_out_of_memory(caught.value)
 
