@@ -38,6 +38,7 @@ class NiftiSource:
         voxels: Where its stored voxels are read.
         lowest: The smallest value.
         highest: The largest value.
+        sampled: The values that the robust range is taken of, in any order.
     """
 
     path: Path
@@ -45,7 +46,7 @@ class NiftiSource:
     voxels: RawVoxels
     lowest: float
     highest: float
-    _sampled: np.ndarray
+    sampled: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,7 +77,7 @@ class NiftiSource:
         Raises:
             ScanFileError: As there.
         """
-        return range_of_sample(self._sampled, lambda: (self.lowest, self.highest), lower, upper)
+        return range_of_sample(self.sampled, lambda: (self.lowest, self.highest), lower, upper)
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor
 
 from adl_monai.compute import autocast, autocast_dtype, channels_last
-from adl_monai.data.normalization import robust_range
+from adl_monai.data.normalization import robust_range, sample_step
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
 from adl_monai.inferers.ensemble import Sums, check_ensemble, mean_over_flips, stream_over_flips
-from adl_monai.inferers.far_values import are_far, without_far_values
+from adl_monai.inferers.far_values import are_far, are_few, without_far_values
 from adl_monai.inferers.sweep import Read, Sweep, Write, mirror
 from adl_monai.inferers.unet_stream import can_roll
 from adl_monai.memory import memory_budget
@@ -34,8 +34,8 @@ class TiledInferer(Inferer):
     with Gaussian blending; there ``tile``, ``overlap`` and ``batch_size`` count.
 
     A 2D network on a volume runs on each slice along the last axis. Images go in and come out in float32 whatever the
-    precision of the network. Where memory runs out, it tries again with smaller pieces. What lies far
-    outside [0, 1] (``far_values``) comes back about as it was and disturbs its neighbours little.
+    precision of the network. Where memory runs out, it tries again with smaller pieces. Single
+    voxels far outside [0, 1] (``far_values``) come back about as they were and disturb their neighbours little.
 
     Args:
         spatial_dims: Of the network: 2 or 3.
@@ -109,6 +109,14 @@ class TiledInferer(Inferer):
         return self._blind(inputs, network, *args, **kwargs)
 
     def _blind(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        image = inputs.as_subclass(Tensor).float()
+        lowest, highest = image.aminmax()
+        if are_far(float(lowest), float(highest)) and are_few(image.reshape(-1)[:: sample_step(image.numel())]):
+            held = without_far_values(image)
+            return _like(self._whole(held, network, *args, **kwargs) + (image - held), inputs)
+        return self._whole(inputs, network, *args, **kwargs)
+
+    def _whole(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         axes = inputs.ndim - 2
         if axes == self.spatial_dims:
             return self._run(inputs, network, *args, **kwargs)
@@ -124,17 +132,12 @@ class TiledInferer(Inferer):
         )
 
     def _run(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        given = inputs.as_subclass(Tensor).float()
-        lowest, highest = given.aminmax()
-        far = are_far(float(lowest), float(highest))
-        image = without_far_values(given) if far else given
+        image = inputs.as_subclass(Tensor).float()
         if can_roll(network) and not args and not kwargs:
             sweep = self._sweep(network, inputs.device)
             denoised = mean_over_flips(lambda one: self._sweep_image(one, sweep), image, self.ensemble)
         else:
             denoised = self._run_tiles(image, network, *args, **kwargs)
-        if far:
-            denoised = denoised + (given - image)
         return _like(denoised, inputs)
 
     def _sweep(self, network: Any, device: torch.device) -> Sweep:

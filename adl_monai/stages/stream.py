@@ -26,7 +26,7 @@ from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
 from adl_monai.inferers.ensemble import Sums
-from adl_monai.inferers.far_values import are_far, without_far_values
+from adl_monai.inferers.far_values import are_far, are_few, without_far_values
 from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ def _run(
         return noisy
 
     offset, scale = intensities
-    far = are_far((source.lowest - offset) / scale, (source.highest - offset) / scale)
+    far = are_far((source.lowest - offset) / scale, (source.highest - offset) / scale) and are_few(
+        normalize(torch.from_numpy(source.sampled), offset, scale)
+    )
 
     def read_for_network(box: Box) -> Tensor:
         return without_far_values(read(box)) if far else read(box)

@@ -12,6 +12,7 @@ import torch
 
 import adl_monai
 from adl_monai.bundle import load_denoiser
+from adl_monai.data.normalization import robust_range
 from adl_monai.inferers import TiledInferer
 from adl_monai.inferers.far_values import HIGHEST, LOWEST
 from adl_monai.stages.infer import infer
@@ -69,3 +70,15 @@ def test_from_disk_to_disk_alike(
         outputs.append(nib.load(result.output).get_fdata())
     assert np.abs(outputs[0] - noisy).max() > 1, "nothing was changed"
     assert np.abs(outputs[0] - outputs[1]).max() < 0.02
+
+
+def test_bright_spots_on_nothing_are_what_the_scan_shows(rng: np.random.Generator) -> None:
+    """0.4 % of the voxels are the object: the range is that of the noise around it, and all of it lies far outside."""
+    scan = np.zeros((48, 48, 32), np.float32)
+    scan[20:28, 20:28, 12:17] = 1000
+    scan += rng.normal(0, 20, scan.shape).astype(np.float32)
+    offset, scale = robust_range(scan)
+    assert (scan[20:28, 20:28, 12:17].min() - offset) / scale > HIGHEST
+    found = adl_monai.denoise(scan, "adl3d", precision="fp32")[22:26, 22:26, 13:16]
+    assert found.mean() == pytest.approx(1000, rel=0.02)
+    assert found.std() < 0.6 * scan[22:26, 22:26, 13:16].std()
