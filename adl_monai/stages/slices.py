@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-THICK = 4.0
-"""From how many pixels on a slice's neighbours say less than the 3D model expects (``benchmarks/thick_slices.py``)."""
+THICK = 5.0
+"""From how many pixels on neighbouring slices say less than the 3D model expects (``benchmarks/thick_slices.py``): from
+four pixels as the scanner resolves them, from five or six where it has interpolated them, which no header tells."""
 
 
 def fitting_axes(shape: Sequence[int], spacing: Sequence[float] | None = None) -> int:
