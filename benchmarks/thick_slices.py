@@ -12,6 +12,7 @@ thickness: PSNR of adl3d and adl2d (means over the cases) for each noise, and th
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def zero_filled(volume: np.ndarray, factor: float) -> np.ndarray:
     return np.asarray(larger * (larger.size / volume.size), dtype=np.float32)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest")
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--zero-fill", type=float, default=1, help="factor along both axes of a slice")
     parser.add_argument("--noise", action="append", type=checked_noise)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     models = [load_denoiser(name) for name in ("adl3d", "adl2d")]
     noise = options.noise or NOISE
     volumes = list(clean_images(options.manifest, options.split, None, None))

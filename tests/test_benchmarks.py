@@ -27,6 +27,7 @@ import peers
 import quality
 import reference_noise
 import scanner_noise
+import thick_slices
 from peers import without_rician_bias
 
 
@@ -212,6 +213,31 @@ def test_the_level_is_printed_for_each_reference(tmp_path: Path, capsys: pytest.
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("synthetic:") and line.endswith(" %") for line in lines), lines
+
+
+def test_thick_slices_are_means_and_interpolation_keeps_what_was_there() -> None:
+    volume = np.random.default_rng(0).random((16, 12, 11)).astype(np.float32)
+    groups = thick_slices.thick(volume, 3, gap=False)
+    np.testing.assert_allclose(groups[..., 0], volume[..., 1:4].mean(-1), rtol=1e-6)
+    np.testing.assert_array_equal(thick_slices.thick(volume, 3, gap=True)[..., 2], volume[..., 7])
+    smooth = 3 + np.sin(2 * np.pi * np.arange(16) / 16)[:, None, None] * np.ones((16, 12, 2), np.float32)
+    larger = thick_slices.zero_filled(smooth, 2)
+    assert larger.shape == (32, 24, 2)
+    np.testing.assert_allclose(larger[::2, ::2], smooth, atol=1e-5)
+    np.testing.assert_allclose(larger[:, 0, 0], 3 + np.sin(2 * np.pi * np.arange(32) / 32), atol=1e-5)
+
+
+def test_thick_slices_are_measured_with_both_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(generated_manifest((32, 32, 32))))
+    options = ["--thickness", "2", "4", "--crop", "16", "--zero-fill", "1.5", "--noise", "gaussian:0.1"]
+    thick_slices.main([str(tmp_path / "manifest.json"), *options])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header == "| voxels | gaussian:0.1 |"
+    for row, thickness in zip(rows, ("3", "6"), strict=True):
+        name, cell = row.strip("| ").split(" | ")
+        of_3d, _, of_2d, difference = cell.split()
+        assert name == thickness
+        assert float(difference.strip("()")) == pytest.approx(float(of_2d) - float(of_3d), abs=0.011)
 
 
 def test_the_cost_of_patches_is_set_against_that_of_steps(tmp_path: Path) -> None:
