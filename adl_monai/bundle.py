@@ -257,6 +257,8 @@ def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], val
     path = target / "configs" / "metadata.json"
     metadata = metadata_of_a_run(source)
     path.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    path = target / "configs" / "default.json"  # which is laid over train.json
+    path.write_text(json.dumps({"network_def#filters": list(network_def["filters"])}) + "\n", encoding="utf-8")
     for name, multi_scale in (("inference", False), ("train", True)):
         path = target / "configs" / f"{name}.json"
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -63,7 +63,8 @@ class OutOfMemoryError(AdlError):
 
 NO_MEMORY = re.compile(
     r"allocate memory|out of memory"
-    r"|DataLoader worker .* (killed by signal: (Killed|Bus error)|exited unexpectedly)"  # which, is a matter of luck
+    r"|DataLoader worker .* killed by signal: (Killed|Bus error)"
+    r"|DataLoader worker .* exited unexpectedly(?! with exit code)"  # of one that was killed; which comes, is luck
 )
 
 

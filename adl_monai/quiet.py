@@ -23,13 +23,14 @@ def quiet_libraries() -> Iterator[None]:
     """
     global _users
     with _lock:
-        _users += 1
         # The libraries' roots are for what is made within; what was made before may have a level of its own.
-        known = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in LIBRARIES]
+        # A copy: other threads make loggers meanwhile.
+        known = [name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] in LIBRARIES]
         for name in {*LIBRARIES, *known} - _levels.keys():
             library = logging.getLogger(name)
             _levels[name] = library.level
             library.setLevel(logging.CRITICAL)
+        _users += 1
     try:
         yield
     finally:

@@ -18,3 +18,16 @@ def test_a_chain_that_bites_its_tail_has_an_end() -> None:
     assert refused_values(inner) is None
     inner.__cause__ = MemoryError()
     assert is_out_of_memory(wrapper)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", True),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", True),
+        ("DataLoader worker (pid 7) exited unexpectedly with exit code 1. Details are lost", False),
+        ("DataLoader worker (pid 7) is killed by signal: Segmentation fault. ", False),
+    ],
+)
+def test_processes_that_the_system_killed_for_memory(text: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) is expected

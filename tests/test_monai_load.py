@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import load
+from monai.bundle import ConfigParser, load
 
 from adl_monai.bundle import load_weights, shipped_bundle
 from adl_monai.stages.train import train
@@ -38,3 +38,11 @@ def test_a_new_run_trains_the_small_network(spatial_dims: int, manifest: Path, t
     assert all(width in found for width, found in zip(DEFAULT_FILTERS[spatial_dims], widths, strict=True)), widths
     network = load("bundle", bundle_dir=tmp_path / "run", device="cpu")
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_a_runs_own_preset_is_its_own_network(manifest: Path, tmp_path: Path) -> None:
+    """Its documentation lays ``default.json`` over ``train.json``."""
+    train(manifest, tmp_path / "run", overrides={**TINY, "max_epochs": 1})
+    configs = tmp_path / "run" / "bundle" / "configs"
+    merged = ConfigParser.load_config_files([str(configs / "train.json"), str(configs / "default.json")])
+    assert merged["network_def"]["filters"] == list(TINY["network_def#filters"])

@@ -222,10 +222,14 @@ class ADLTrainer(SupervisedTrainer):
             if math.isfinite(loss.item()):
                 fault = f"the gradients became {norm.item()} (their norm; the loss is {loss.item():.4g})"
             rates = " and ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
+            kept = self.state.epoch > 1 or getattr(self.state, "resumed_from", None) is not None
+            advice = "The last good checkpoint is kept; lower the learning rate and continue from it with --resume"
+            if not kept:
+                advice = "No epoch was saved yet; lower the learning rate and start again"
             raise TrainingDivergedError(
                 f"{fault} in epoch {self.state.epoch}, iteration {self.state.iteration} "
-                f"({self.phase.value} phase, learning rate {rates}). The last good checkpoint is kept; lower the "
-                "learning rate and continue from it with --resume, or check the training images for extreme values."
+                f"({self.phase.value} phase, learning rate {rates}). {advice}, or check the training images for "
+                "extreme values."
             )
         optimizer.step()
 

@@ -20,7 +20,12 @@ def are_far(lowest: float, highest: float) -> bool:
 
 def are_few(sample: Tensor) -> bool:
     """Whether voxels so far out are few among these, every k-th of the image."""
-    return int(((sample < LOWEST) | (sample > HIGHEST)).sum()) <= max(1, FEW * sample.numel())
+    return int(far_places(sample).sum()) <= max(1, FEW * sample.numel())
+
+
+def far_places(image: Tensor) -> Tensor:
+    """Where an image is that far out, as booleans."""
+    return (image < LOWEST) | (image > HIGHEST)
 
 
 def without_far_values(image: Tensor) -> Tensor:

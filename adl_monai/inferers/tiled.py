@@ -16,7 +16,7 @@ from adl_monai.data.normalization import robust_range, sample_step
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
 from adl_monai.inferers.ensemble import Sums, check_ensemble, mean_over_flips, stream_over_flips
-from adl_monai.inferers.far_values import are_far, are_few, without_far_values
+from adl_monai.inferers.far_values import are_far, are_few, far_places, without_far_values
 from adl_monai.inferers.sweep import Read, Sweep, Write, mirror
 from adl_monai.inferers.unet_stream import can_roll
 from adl_monai.memory import memory_budget
@@ -112,8 +112,10 @@ class TiledInferer(Inferer):
         image = inputs.as_subclass(Tensor).float()
         lowest, highest = image.aminmax()
         if are_far(float(lowest), float(highest)) and are_few(image.reshape(-1)[:: sample_step(image.numel())]):
-            held = without_far_values(image)
-            return _like(self._whole(held, network, *args, **kwargs) + (image - held), inputs)
+            held, places = without_far_values(image), far_places(image)
+            denoised = self._whole(held, network, *args, **kwargs).as_subclass(Tensor)
+            denoised[places] += image[places] - held[places]
+            return _like(denoised, inputs)
         return self._whole(inputs, network, *args, **kwargs)
 
     def _whole(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:

@@ -23,8 +23,11 @@ from adl_monai.bundle import (
 )
 from adl_monai.data.case_cache import Refusals
 from adl_monai.data.degradations import Degradation
+from adl_monai.data.formats import scan_format
+from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.io import read_volume
 from adl_monai.data.monai_io import SYNTHETIC
+from adl_monai.data.nifti import peek_header
 from adl_monai.errors import ModelError, OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
 from adl_monai.manifest import Case, check_pairs, load_manifest
@@ -174,11 +177,21 @@ def _checked_axes(cases: Sequence[Case], progress: bool) -> tuple[list[int], lis
             fitting.append(axes[-1])
             continue
         with refusals.collecting():
-            volume = read_volume(Path(case.image))
-            axes.append(volume.array.ndim)
-            fitting.append(fitting_axes(volume.array.shape, volume.spacing))
+            shape, spacing = _grid(case)
+            axes.append(len(shape))
+            fitting.append(fitting_axes(shape, spacing))
     refusals.raise_them()
     return axes, fitting
+
+
+def _grid(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape and voxel size of an image: all of it is read, unless it is one of a pair, which was read already."""
+    path = Path(case.image)
+    if case.label is not None and scan_format(path) == "nifti":
+        header = peek_header(path)
+        return header.shape, spacing_from_affine(header.affine)
+    volume = read_volume(path)
+    return volume.array.shape, volume.spacing
 
 
 def _one_kind(cases: Sequence[Case], fitting: Sequence[int]) -> int:

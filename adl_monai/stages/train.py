@@ -145,8 +145,9 @@ def train(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        kept = "; the last good checkpoint is kept" if (run_dir / "checkpoints").is_dir() else ""
         raise OutOfMemoryError(
-            "not enough memory to train; the last good checkpoint is kept. Use a smaller --batch-size, a smaller "
+            f"not enough memory to train{kept}. Use a smaller --batch-size, a smaller "
             "--set cache_rate (share of the scans kept in memory), --set cache_dir=FOLDER (scans kept on a disk), "
             "--set network_def#checkpointing=True (less memory, more time), --set num_workers=0 (no processes beside "
             "this one), or a machine with more."

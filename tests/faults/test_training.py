@@ -293,3 +293,11 @@ def test_an_export_that_fails_leaves_nothing_and_copies_no_links(
     monkeypatch.setattr(shutil, "copytree", full_disk)
     refused(5, ["again", "No space left"], "export", finished, "-o", tmp_path / "again")
     refused(5, ["copy", "No space left"], "export", finished, "-o", tmp_path / "copy", "--overwrite")
+
+
+def test_where_nothing_was_saved_yet_nothing_is_said_to_be_kept(manifest: Path, command: Command) -> None:
+    outcome = command("train", manifest, "-o", "run", *SETTINGS, "--learning-rate", "1e30")
+    assert outcome.code == 6
+    assert "in epoch 1" in outcome.err
+    assert "No epoch was saved yet" in outcome.err
+    assert not Path("run", "checkpoints").exists()
