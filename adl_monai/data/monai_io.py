@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from adl_monai.data.volume import Volume
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
 SYNTHETIC = "synthetic:"
+_FILTERS = Lock()  # threads share the filters of warnings, and each puts back those that it found
 _FALLBACK_SUFFIX = {"dicom": ".dcm", "jpeg": ".png", "bmp": ".png", "mha": ".mha"}
 
 
@@ -106,7 +108,7 @@ class StrictLoadImaged(LoadImaged):
         allow_missing_keys: bool = False,
     ) -> None:
         reader = VolumeReader(series)
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             # About the optional parts of readers that are thrown away below.
             warnings.simplefilter("ignore")
             super().__init__(
