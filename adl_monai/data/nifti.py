@@ -86,10 +86,10 @@ def plan_nifti(array: np.ndarray, like: Path, dtype: str | np.dtype = "same") ->
     return _plan(array, header_like(header, dtype))
 
 
-def peek_header(path: Path) -> Header:
-    """The checked header of a NIfTI file, whose voxels are not looked at."""
+def peek_header(path: Path, time_series: bool = False) -> Header:
+    """The checked header of a NIfTI file, whose voxels are not looked at; see `read_header`."""
     with open_stream(path) as stream:
-        return read_header(stream, path)
+        return read_header(stream, path, time_series)
 
 
 def header_like(header: Header, dtype: str | np.dtype = "same") -> Header:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +33,7 @@ _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units: metre, millimetre, micro
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """A checked header: ``raw`` holds every byte before the voxels."""
+    """A checked header: ``raw`` holds every byte before the voxels; only a time series' ``shape`` has four axes."""
 
     fields: Nifti1Header
     raw: bytes
@@ -43,9 +43,22 @@ class Header:
     inter: float
     affine: np.ndarray
 
+    def stacked(self) -> Header:
+        """The same bytes seen as one volume: those of a time series one upon the other, as they lie in the file."""
+        return replace(self, shape=(*self.shape[:2], math.prod(self.shape[2:]))) if len(self.shape) > 3 else self
 
-def read_header(stream: IO[bytes], path: Path) -> Header:
-    """Parse and check everything before the voxels; leaves the stream at the first voxel."""
+
+def read_header(stream: IO[bytes], path: Path, time_series: bool = False) -> Header:
+    """Parse and check everything before the voxels; leaves the stream at the first voxel.
+
+    Args:
+        stream: At its first byte.
+        path: Of the file.
+        time_series: Whether a fourth axis is allowed.
+
+    Raises:
+        ScanFileError: Naming the field at fault.
+    """
     start = stream.read(Nifti1Header.sizeof_hdr)
     if start[344:348] == _MAGIC_1:
         kind: type[Nifti1Header] = Nifti1Header
@@ -62,7 +75,7 @@ def read_header(stream: IO[bytes], path: Path) -> Header:
             "the header is damaged."
         )
     fields = kind(start, orders[0], check=False)
-    shape = _shape(fields, path)
+    shape = _shape(fields, path, time_series)
     dtype = _dtype(fields, path)
     offset = float(fields["vox_offset"])
     if not (offset.is_integer() and offset >= size + 4):
@@ -82,7 +95,7 @@ def _describe_non_nifti(start: bytes) -> str:
     return "header field magic is not that of a NIfTI file (n+1 or n+2); the file is damaged or of another format."
 
 
-def _shape(fields: Nifti1Header, path: Path) -> tuple[int, ...]:
+def _shape(fields: Nifti1Header, path: Path, time_series: bool) -> tuple[int, ...]:
     dim = [int(length) for length in fields["dim"]]
     if not 2 <= dim[0] <= 7:
         raise ScanFileError(f"{path}: header field dim[0] is {dim[0]}; expected 2 or 3 dimensions.")
@@ -90,12 +103,16 @@ def _shape(fields: Nifti1Header, path: Path) -> tuple[int, ...]:
         if dim[axis] <= 0:
             raise ScanFileError(f"{path}: header field dim[{axis}] is {dim[axis]}; expected at least 1.")
     shape = tuple(dim[1 : dim[0] + 1])
-    if math.prod(shape[3:]) != 1:
-        raise ScanFileError(
-            f"{path}: the image is {len(shape)}D with shape {shape}; expected one 2D or 3D volume. "
-            "Split it into single volumes (for example fslsplit, or nibabel's four_to_three)."
-        )
-    return shape[:3]
+    if math.prod(shape[3:]) == 1:
+        return shape[:3]
+    if math.prod(shape[4:]) == 1 and time_series:
+        return shape[:4]
+    way_out = "Split it into single volumes (for example fslsplit, or nibabel's four_to_three)"
+    if math.prod(shape[4:]) == 1:
+        way_out += f", or denoise each of the {shape[3]} by itself with adl-monai infer --time-series"
+    raise ScanFileError(
+        f"{path}: the image is {len(shape)}D with shape {shape}; expected one 2D or 3D volume. {way_out}."
+    )
 
 
 def _dtype(fields: Nifti1Header, path: Path) -> np.dtype:
@@ -142,7 +159,7 @@ def _affine(fields: Nifti1Header, shape: tuple[int, ...], path: Path) -> np.ndar
         affine = np.asarray(fields.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
         raise ScanFileError(f"{path}: the qform in the header is unusable ({error}).") from error
-    if math.prod(shape[2:]) == 1:
+    if math.prod(shape[2:3]) == 1:
         affine = complete_plane(affine)
     fault = affine_fault(affine)
     if fault:

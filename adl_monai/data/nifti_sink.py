@@ -81,7 +81,7 @@ def nifti_sink(
     Args:
         path: The file to write, .nii or .nii.gz.
         source: The NIfTI source.
-        header: The source's header, of three axes.
+        header: The source's header, of three axes (of a time series, `Header.stacked`).
         dtype: ``same`` or a type, see `adl_monai.data.nifti.plan_nifti`.
         overwrite: Whether an existing output may be replaced.
 
@@ -171,7 +171,7 @@ class _Compressed:
     def is_in(self, written: Path) -> bool:
         checksum = 0
         with open_stream(written) as stream:
-            read_header(stream, written)
+            read_header(stream, written, time_series=True)
             for piece in read_pieces(stream, voxel_bytes(self._header), _PIECE, written):
                 checksum = zlib.crc32(piece, checksum)
             check_end(stream, written)
@@ -234,7 +234,7 @@ def voxel_bytes(header: Header) -> int:
 
 def _compare(written: Path, header: Header, store: _Store, path: Path) -> None:
     try:
-        faults = [] if peek_header(written).raw == header.raw else ["header"]
+        faults = [] if peek_header(written, time_series=True).raw == header.raw else ["header"]
         faults += [] if store.is_in(written) else ["voxels"]
     except (AdlError, EOFError) as error:
         raise OutputError(

@@ -81,12 +81,13 @@ class NiftiSource:
 
 
 @contextmanager
-def open_nifti_source(path: Path, output: Path) -> Iterator[NiftiSource]:
+def open_nifti_source(path: Path, output: Path, time_series: bool = False) -> Iterator[NiftiSource]:
     """Check a NIfTI file of three axes as `read_nifti` does, with its errors and warnings, and give access to it.
 
     Args:
         path: The file.
         output: What will be made from it: a .nii.gz file is inflated into this output's folder.
+        time_series: Take a file of four axes too, its volumes stacked along the third one.
 
     Raises:
         UsageError: If there is no such file.
@@ -95,7 +96,7 @@ def open_nifti_source(path: Path, output: Path) -> Iterator[NiftiSource]:
     """
     with ExitStack() as opened:
         with open_stream(path) as stream:
-            header = read_header(stream, path)
+            header = read_header(stream, path, time_series).stacked()
             shape = as_3d(header)
             size = math.prod(shape) * header.dtype.itemsize
             inflated = opened.enter_context(unnamed_file(output, size)) if is_gzip(path) else None

@@ -25,6 +25,7 @@ def infer(
     strength: float = 1.0,
     ensemble: int = 1,
     series: str | None = None,
+    time_series: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     preview: bool = False,
@@ -51,6 +52,7 @@ def infer(
         ensemble: Mirror images to average over: 1, 2, 4 or 8 (in 2D, 8 gives the 4 there are). The more, the better and
             slower: the network runs once for each.
         series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
+        time_series: Denoise NIfTI files of four axes too, each of their volumes by itself.
         overwrite: Replace existing outputs.
         resume: Skip scans whose output is there and not older than they are, whatever model made it; an older output is
             replaced.
@@ -106,7 +108,7 @@ def infer(
             )
             shard.use_its_cores()
             denoisers.get()  # a wrong model is an error before the first scan
-            run_steps(left, steps_of(denoisers, preview), tally.settle)
+            run_steps(left, steps_of(denoisers, preview, time_series), tally.settle)
         if summarize is not None and len(jobs) > 1:
             of_all = f" of {len(jobs)}" if shard.count > 1 else ""
             place = f" ({shard})" if shard.count > 1 else ""

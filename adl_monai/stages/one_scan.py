@@ -23,6 +23,7 @@ from adl_monai.stages.sizes import fits
 from adl_monai.stages.slices import fitting_axes
 from adl_monai.stages.stream import can_stream, denoise_stream
 from adl_monai.stages.tally import InferenceResult
+from adl_monai.stages.time_series import denoise_time_series, is_time_series
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,17 @@ class DenoiserChoice:
         return fits(job, self.options.get("max_memory"), scans, self.options.get("ensemble", 1))
 
 
-def denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool = False) -> InferenceResult:
-    """Denoise one scan and write the result.
+def denoise_job(
+    denoisers: DenoiserChoice, job: Job, preview: bool = False, time_series: bool = False
+) -> InferenceResult:
+    """Denoise one scan, or with ``time_series`` each volume of one, and write the result.
 
     Raises:
         AdlError: If the scan cannot be read, denoised or written.
     """
     with _explaining(job):
+        if time_series and is_time_series(job):
+            return _denoise_time_series(denoisers, job, preview)
         return _denoise_job(denoisers, job, preview)
 
 
@@ -91,7 +96,7 @@ class _Case:
     """What MONAI's transforms pass on: ``image``, then ``pred`` too."""
 
 
-def steps_of(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, InferenceResult]:
+def steps_of(denoisers: DenoiserChoice, preview: bool, time_series: bool) -> Steps[Job, _Case, InferenceResult]:
     """What ``run_steps`` does with each scan."""
 
     def read(job: Job) -> _Case:
@@ -108,11 +113,12 @@ def steps_of(denoisers: DenoiserChoice, preview: bool) -> Steps[Job, _Case, Infe
 
     def crowds(job: Job) -> bool:
         try:
-            return not denoisers.fits(job, AT_ONCE)
+            return (time_series and is_time_series(job)) or not denoisers.fits(job, AT_ONCE)
         except (AdlError, OSError):  # a bad file: reading it will say so, where the failure of a scan is expected
             return False
 
-    return Steps(read, compute, write, partial(denoise_job, denoisers, preview=preview), crowds)
+    whole = partial(denoise_job, denoisers, preview=preview, time_series=time_series)
+    return Steps(read, compute, write, whole, crowds)
 
 
 def _streaming(denoisers: DenoiserChoice, job: Job) -> Denoiser | None:
@@ -128,11 +134,22 @@ def _streaming(denoisers: DenoiserChoice, job: Job) -> Denoiser | None:
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
     if (denoiser := _streaming(denoisers, job)) is not None:
-        options = {key: denoisers.options[key] for key in ("strength", "overwrite") if key in denoisers.options}
-        dtype = denoisers.options.get("output_dtype", "same")
-        clipped = denoise_stream(job, denoiser, dtype=dtype, preview=preview, **options)
+        clipped = denoise_stream(job, denoiser, preview=preview, **_of_the_output(denoisers))
         return InferenceResult(job.source, job.output, clipped)
     return _write(_compute(_read(denoisers, job)), preview)
+
+
+def _denoise_time_series(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
+    header = peek_header(job.source, time_series=True)
+    denoiser = denoisers.fitting(header.shape[:3], header.affine)
+    clipped = denoise_time_series(job, denoiser, preview=preview, **_of_the_output(denoisers))
+    return InferenceResult(job.source, job.output, clipped)
+
+
+def _of_the_output(denoisers: DenoiserChoice) -> dict[str, Any]:
+    """The options that what writes by itself has to know."""
+    names = {"strength": "strength", "overwrite": "overwrite", "output_dtype": "dtype"}
+    return {name: denoisers.options[key] for key, name in names.items() if key in denoisers.options}
 
 
 def _read(denoisers: DenoiserChoice, job: Job) -> _Case:

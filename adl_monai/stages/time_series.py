@@ -1,0 +1,102 @@
+"""Time series and diffusion scans: NIfTI files of four axes, whose volumes are denoised one by one.
+
+What the volumes have in common is not used: the network sees one at a time, in the intensity range of that one. Not
+more than one is in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from copy import copy
+from dataclasses import replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from adl_monai.bundle import Denoiser
+from adl_monai.data.formats import output_format, scan_format
+from adl_monai.data.nifti import peek_header
+from adl_monai.data.nifti_sink import nifti_sink
+from adl_monai.data.nifti_stream import open_nifti_source
+from adl_monai.data.normalization import normalize, robust_range
+from adl_monai.data.output import check_output
+from adl_monai.errors import OutputError
+from adl_monai.stages.arrays import denoise
+from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
+
+logger = logging.getLogger(__name__)
+
+
+def is_time_series(job: Job) -> bool:
+    """Whether a job's source is a NIfTI file of several volumes.
+
+    Raises:
+        AdlError: If it is not a sound NIfTI file, as far as its header tells.
+    """
+    return scan_format(job.source) == "nifti" and len(peek_header(job.source, time_series=True).shape) == 4
+
+
+def denoise_time_series(
+    job: Job,
+    denoiser: Denoiser,
+    *,
+    strength: float = 1.0,
+    dtype: str = "same",
+    overwrite: bool = False,
+    preview: bool = False,
+) -> int:
+    """Denoise each volume of a NIfTI file of four axes into a file like it.
+
+    Args:
+        job: Source and output.
+        denoiser: For one volume.
+        strength: As in ``adl_monai.stages.infer.infer``, like the other options.
+        dtype: ``same`` or ``float32``.
+        overwrite: Replace an existing output.
+        preview: Also write a picture of the middle volume.
+
+    Returns:
+        The number of voxels that did not fit the output's integer type and were saturated.
+
+    Raises:
+        AdlError: If the file cannot be read or the output written; nothing is left behind then.
+    """
+    if output_format(job.output) != "nifti":
+        raise OutputError(f"{job.output}: a time series is written as NIfTI alone; name a .nii.gz file (-o).")
+    check_output(job.output, job.source, overwrite)  # before the file is read through, which may take minutes
+    rows, columns, planes, count = peek_header(job.source, time_series=True).shape
+    progress, denoiser = denoiser.inferer.progress, _without_progress(denoiser)
+    constant = 0
+    with open_nifti_source(job.source, job.output, time_series=True) as source:
+        warn_of_spacing(job.source, source.header.affine)
+        with nifti_sink(job.output, job.source, source.header, dtype, overwrite) as sink:
+            for index in tqdm(range(count), unit="volume", disable=not progress, leave=False):
+                box = slice(0, rows), slice(0, columns), slice(index * planes, (index + 1) * planes)
+                noisy = source.read(box)
+                if noisy.min() == noisy.max():
+                    constant += 1
+                    denoised = noisy
+                else:
+                    denoised = denoise(noisy, denoiser, strength=strength)
+                sink.write(box, denoised)
+                if preview and index == count // 2:
+                    picture = _picture(noisy, denoised, denoiser)
+        if preview:
+            write_preview(job.preview, picture)
+    if constant:
+        logger.warning("%s: %d of %d volumes are constant and are written unchanged", job.source, constant, count)
+    return sink.clipped
+
+
+def _without_progress(denoiser: Denoiser) -> Denoiser:
+    """The same denoiser without its bar: there is one over the volumes."""
+    inferer = copy(denoiser.inferer)
+    inferer.progress = False
+    return replace(denoiser, inferer=inferer)
+
+
+def _picture(noisy: np.ndarray, denoised: np.ndarray, denoiser: Denoiser) -> np.ndarray:
+    offset, scale = robust_range(noisy, *denoiser.percentiles)
+    pair = (normalize(torch.from_numpy(array)[None], offset, scale or 1.0) for array in (noisy, denoised))
+    return draw_preview(*pair)
