@@ -7,6 +7,7 @@ import pydicom
 from pydicom.pixels import get_decoder, pixel_array
 
 from adl_monai.data.dicom_header import SliceHeader
+from adl_monai.data.dicom_padding import padded_pixels
 from adl_monai.data.dicom_parse import discreet, parse
 from adl_monai.errors import ScanFileError
 
@@ -36,7 +37,7 @@ class PixelReader:
                 _require_decoder(dataset, header)
                 stored = pixel_array(dataset, index=header.frame) if header.frames > 1 else dataset.pixel_array
                 stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-                padded = _padded(stored, header)
+                padded = None if header.padding is None else padded_pixels(stored, *header.padding)
                 if header.has_lut:
                     stored = _through_lut(stored, dataset, header)
         except (ScanFileError, MemoryError):
@@ -84,14 +85,6 @@ def _require_decoder(dataset: pydicom.Dataset, header: SliceHeader) -> None:
             f"{header.path}: no decoder for {syntax.name} is installed; install python-gdcm (pip install "
             '"adl_monai[dicom]"), or decompress the file first.'
         )
-
-
-def _padded(stored: np.ndarray, header: SliceHeader) -> np.ndarray | None:
-    if header.padding is None:
-        return None
-    low, high = header.padding
-    padded = (stored >= low) & (stored <= high)
-    return padded if padded.any() else None
 
 
 def _through_lut(stored: np.ndarray, dataset: pydicom.Dataset, header: SliceHeader) -> np.ndarray:
