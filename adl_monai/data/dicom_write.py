@@ -72,7 +72,13 @@ def plan_dicom(
             _save_instance(target / f"IM_{number:0{digits}d}.dcm", instance, planes, shared)
 
     return WritePlan(
-        expected, stack.affine, stored_type, clipped, save, lambda target: read_stack(locate(target), target)
+        expected,
+        stack.affine,
+        stored_type,
+        clipped,
+        save,
+        lambda target: read_stack(locate(target), target),
+        min(place[0].bits for place in stack.places),
     )
 
 

@@ -87,7 +87,7 @@ def write_volume(
         plan.save(temporary)
         sync(temporary)
         _compare(plan, temporary, path)
-    report_clipped(plan.clipped, plan.dtype, path)
+    report_clipped(plan.clipped, plan.dtype, path, plan.bits)
     return plan.clipped
 
 

@@ -76,6 +76,7 @@ class WritePlan:
         clipped: Number of voxels that did not fit that type and were saturated.
         save: Writes the file to a path; raises OSError or OutputError.
         load: Reads such a file back without logging warnings.
+        bits: How many bits of an integer ``dtype`` are used; None for all.
     """
 
     array: np.ndarray
@@ -84,6 +85,7 @@ class WritePlan:
     clipped: int
     save: Callable[[Path], None]
     load: Callable[[Path], Volume]
+    bits: int | None = None
 
 
 def require_file(path: Path) -> None:
@@ -274,10 +276,11 @@ def plain_dtype(volume: Volume) -> np.dtype:
     return np.dtype(np.float32)
 
 
-def report_clipped(clipped: int, dtype: np.dtype, path: Path) -> None:
-    """Log how many voxels were saturated, if any were."""
+def report_clipped(clipped: int, dtype: np.dtype, path: Path, bits: int | None = None) -> None:
+    """Log how many voxels were saturated, if any were; ``bits`` as in `quantise`."""
     if clipped:
-        logger.warning("%s: %d voxels do not fit %s and were saturated.", path, clipped, dtype.name)
+        within = "" if bits in (None, dtype.itemsize * 8) else f"the {bits} stored bits of "
+        logger.warning("%s: %d voxels do not fit %s%s and were saturated.", path, clipped, within, dtype.name)
 
 
 def _integer_bounds(dtype: np.dtype, bits: int | None = None) -> tuple[float, float]:

@@ -251,7 +251,7 @@ def test_what_does_not_fit_the_stored_bits_is_clipped_and_counted(
     found = pydicom.dcmread(tmp_path / "b.dcm").pixel_array[:3, 0].tolist()
     assert found == ([2047, 2047, -2048] if signed else [4095, 4095, 0])
     assert clipped == (3 if signed else 2)
-    assert f"{clipped} voxels do not fit" in caplog.text
+    assert f"{clipped} voxels do not fit the 12 stored bits of {stored.dtype.name} " in caplog.text
 
 
 def test_padding_is_put_back(tmp_path: Path) -> None:
