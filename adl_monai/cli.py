@@ -279,9 +279,12 @@ def listen(settings: dict[str, Any], **options: Any) -> None:
     DICOM has no passwords: where no --allow is given, any caller that reaches the port may send, and AE titles are
     easily guessed. The spool holds patients' data until these are delivered. Ends with Ctrl-C or SIGTERM.
     """
+    from adl_monai.node.log import StampedFormatter, stamp
     from adl_monai.stages.listen import listen as run
 
-    run(**options, report=(lambda line: None) if settings["quiet"] else click.echo)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(StampedFormatter())
+    run(**options, report=(lambda line: None) if settings["quiet"] else lambda line: click.echo(f"{stamp()} {line}"))
 
 
 @cli.command()

@@ -34,7 +34,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 class Archive:
     """Takes CT images; each is answered with the next of ``answers``, then with success."""
 
-    def __init__(self, aet: str = "ARCHIVE", port: int = 0) -> None:
+    def __init__(self, aet: str = "ARCHIVE", port: int = 0, echo: bool = False) -> None:
         self.answers: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.images: list[pydicom.Dataset] = []
         self.syntaxes: set[str] = set()
@@ -42,6 +42,8 @@ class Archive:
         entity = AE(ae_title=aet)
         entity.require_called_aet = True
         entity.add_supported_context(CTImageStorage, SYNTAXES)
+        if echo:
+            entity.add_supported_context(Verification)
         self.server = entity.start_server(
             ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
         )
@@ -58,8 +60,8 @@ class Archive:
 
 
 @contextmanager
-def archive(aet: str = "ARCHIVE", port: int = 0) -> Iterator[Archive]:
-    peer = Archive(aet, port)
+def archive(aet: str = "ARCHIVE", port: int = 0, echo: bool = False) -> Iterator[Archive]:
+    peer = Archive(aet, port, echo)
     try:
         yield peer
     finally:

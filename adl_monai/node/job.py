@@ -44,8 +44,8 @@ class Job:
     def note(self) -> dict[str, Any]:
         """What is known beside the images.
 
-        ``series``: the key of the series; ``missing``: images of it that were refused; ``out``: its folder below --out;
-        ``kills``: how often the program was killed over it.
+        ``series``: the key of the series; ``missing``: images of it that were refused; ``suspect``: whether others may
+        be missing; ``out``: its folder below --out; ``kills``: how often the program was killed over it.
         """
         return dict(json.loads((self.path / "note.json").read_text(encoding="utf-8")))
 

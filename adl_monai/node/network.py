@@ -29,9 +29,14 @@ class Peer:
         """
         host, _, rest = text.rpartition("]:") if text.startswith("[") else text.partition(":")
         port, _, aet = rest.partition(":")
+        if ":" in aet and not text.startswith("["):  # an IPv6 address, more likely than such a title
+            port = ""
         host = host.removeprefix("[")
         if not host or not aet or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-            raise UsageError(f"{text!r} is not HOST:PORT:AET, such as localhost:4242:ORTHANC (ports are 1 to 65535).")
+            raise UsageError(
+                f"{text!r} is not HOST:PORT:AET, such as localhost:4242:ORTHANC (ports are 1 to 65535; an IPv6 address "
+                "stands in square brackets: [::1]:4242:ORTHANC)."
+            )
         return cls(host, int(port), application_entity_title(aet))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, Exp
 from adl_monai.data.derivation import TOOL
 from adl_monai.data.dicom_parse import discreet, parse
 from adl_monai.errors import UsageError
-from adl_monai.node.arrivals import Arrivals
+from adl_monai.node.arrivals import STALE, Arrivals
 from adl_monai.node.network import silent_pynetdicom
 from adl_monai.node.spool import Spool, SpoolFullError
 
@@ -30,18 +31,22 @@ STORAGE = [
     "DigitalXRayImageStorageForPresentation", "DigitalXRayImageStorageForProcessing", "SecondaryCaptureImageStorage",
 ]  # fmt: skip
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "ContributingEquipmentSequence"]
-_IDLE = 60.0  # seconds after which a silent association is ended
+_IDLE = STALE - 10  # seconds after which a silent association is ended, while it still holds its series
 _ASSOCIATIONS = 10
 _REMEMBERED = 10_000  # series refused for want of room
 
 
 @dataclass
 class _Visit:
-    """What one association brought: the series, those refused for want of room, and images whose series is unknown."""
+    """What one association brought: the series, those refused for want of room, and images whose series is unknown.
+
+    ``said`` counts what was logged of it.
+    """
 
     series: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
     unplaced: set[str] = field(default_factory=set)
+    said: Counter[str] = field(default_factory=Counter)
 
 
 class _RefusedError(Exception):
@@ -87,7 +92,11 @@ class Receiver:
         entity.add_supported_context(pynetdicom.sop_class.Verification)
         for name in STORAGE:
             entity.add_supported_context(getattr(pynetdicom.sop_class, name), transfer_syntaxes())
-        handlers = [(pynetdicom.evt.EVT_C_STORE, self._on_store), (pynetdicom.evt.EVT_REJECTED, _on_rejected)]
+        events = pynetdicom.evt
+        handlers = [
+            (events.EVT_C_STORE, self._on_store), (events.EVT_REJECTED, _on_rejected),
+            (events.EVT_RELEASED, self._on_end), (events.EVT_ABORTED, self._on_end),
+        ]  # fmt: skip
         try:
             self._server = entity.start_server(address, block=False, evt_handlers=handlers)
         except OSError as error:
@@ -114,18 +123,32 @@ class Receiver:
         try:
             return self._store(event, visit, temporary)
         except _RefusedError as refused:
-            logger.warning("an image was refused (status 0x%04X): %s", refused.status, refused)
+            _say_once(visit, logging.WARNING, f"an image was refused (status 0x{refused.status:04X}): {refused}")
             return refused.status
         except OSError as error:
             self._count_missing(visit, self.spool.name(str(event.request.AffectedSOPInstanceUID)))
-            logger.error("an image was refused (status 0xA700): the spool cannot be written (%s)", error.strerror)
+            reason = f"the spool cannot be written ({error.strerror})"
+            _say_once(visit, logging.ERROR, f"an image was refused (status 0xA700): {reason}")
             return OUT_OF_RESOURCES
         except Exception as error:
             self._count_missing(visit, self.spool.name(str(event.request.AffectedSOPInstanceUID)))
-            logger.error("an image was refused (status 0xC000): unexpected %s", type(error).__name__)
+            reason = f"unexpected {type(error).__name__}"
+            _say_once(visit, logging.ERROR, f"an image was refused (status 0xC000): {reason}")
             return CANNOT_UNDERSTAND
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _on_end(self, event: Any) -> None:
+        visit = self._visits.get(event.assoc, _Visit())
+        for line, count in visit.said.items():
+            if count > 1:
+                logger.warning("%d times in this association: %s", count, line)
+        visit.said.clear()
+        if visit.series and not event.assoc.is_released:
+            logger.warning(
+                "an association ended without a release: its %d series wait up to %.0f minutes for more images",
+                len(visit.series), self.arrivals.patience / 60,
+            )  # fmt: skip
 
     def _store(self, event: Any, visit: _Visit, temporary: Path) -> int:
         data, uid = event.encoded_dataset(), str(event.request.AffectedSOPInstanceUID)
@@ -160,7 +183,7 @@ class Receiver:
                 for absent in visit.unplaced | self._turned_away.pop(series, set()):
                     self.spool.refuse(series, absent)
         if found == "replaced":
-            logger.warning("an image came again with other contents; the later one counts")
+            _say_once(visit, logging.WARNING, "an image came again with other contents; the later one counts")
         return SUCCESS
 
     def _identify(self, path: Path, uid: str, kind: str) -> str:
@@ -193,6 +216,13 @@ class Receiver:
         visit.unplaced.add(image)
         for series in visit.series:
             self.spool.refuse(series, image)
+
+
+def _say_once(visit: _Visit, level: int, line: str) -> None:
+    """Log a line once in an association; how often it was meant is said at its end."""
+    visit.said[line] += 1
+    if visit.said[line] == 1:
+        logger.log(level, line)
 
 
 def _is_decoded(syntax: Any) -> bool:

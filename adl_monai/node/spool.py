@@ -2,8 +2,8 @@
 
 ``incoming/<series>/<image>.dcm`` series that are still arriving; ``<image>.refused`` stands for one that was refused
 ``jobs/<number>/``               series that are closed: to be denoised, or denoised and to be delivered
-``failed/<number>/``             series that cannot be denoised, each with ``reason.txt``
-``records/<series>.json``        which images were denoised already, by SHA-256, for 30 days
+``failed/<number>/``             series that cannot be denoised or delivered, each with ``reason.txt``
+``records/<series>.json``        which images were denoised already, by SHA-256, or came without the rest, for 30 days
 
 Every step is a rename within one file system, so that a process that is killed leaves one state or the other.
 """
@@ -121,12 +121,12 @@ class Spool:
         """The names of the series that are still arriving."""
         return sorted(path.name for path in (self.root / "incoming").iterdir() if path.is_dir())
 
-    def close_series(self, series: str) -> Job:
-        """Make a job of a series; images that come later open it anew."""
+    def close_series(self, series: str, suspect: bool = False) -> Job:
+        """Make a job of a series, ``suspect`` if it may lack images; those that come later open it anew."""
         with self.lock:
             job = Job(self.root / "jobs" / f"{self._next_number():06d}")
             job.path.mkdir(mode=0o700)
-            job.add_note(series=series, missing=self.missing(series))
+            job.add_note(series=series, missing=self.missing(series), suspect=suspect)
             (self.root / "incoming" / series).rename(job.source)
             sync(job.path)
             sync(job.path.parent)
@@ -143,9 +143,8 @@ class Spool:
         return len(self.open_series()) + len(self.jobs())
 
     def fail(self, job: Job, reason: str) -> None:
-        """Keep a series aside that cannot be denoised; ``reason`` must say nothing of the patient."""
+        """Keep a series aside that cannot be denoised or delivered; ``reason`` must say nothing of the patient."""
         (job.path / "reason.txt").write_text(reason + "\n", encoding="utf-8")
-        remove(job.derived)
         job.path.rename(self.root / "failed" / job.path.name)
         sync(self.root / "failed")
 
@@ -157,7 +156,7 @@ class Spool:
         remove(done)
 
     def record_path(self, series: str) -> Path:
-        """Where it is written which images of a series were denoised."""
+        """Where it is written which images of a series were denoised or came without the rest."""
         return self.root / "records" / f"{series}.json"
 
     def release(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 
-from adl_monai.errors import AdlError, OutputError, user_error
+from adl_monai.errors import AdlError, OutputError, SeriesGeometryError, user_error
 from adl_monai.node.arrivals import Arrivals
 from adl_monai.node.job import Job, write_json
 from adl_monai.node.spool import Spool
@@ -19,6 +19,14 @@ logger = logging.getLogger(__name__)
 
 RETRY = 60.0  # seconds after a passing fault, such as a full disk
 KILLS = 3  # after which a series is not tried again
+_SUSPECT = (
+    "an association that brought it was aborted, cut off or silent for too long, or this program ended before the "
+    "series was complete, and no more of it came"
+)
+_ADVICE = (
+    "At this node: send each volume as a series of its own, or sort the files in source/ into folders, one volume in "
+    "each, and run adl-monai infer on these."
+)
 
 
 class Worker:
@@ -64,7 +72,7 @@ class Worker:
         for series in self.spool.open_series():
             with self.spool.lock:
                 if self.arrivals.is_complete(series, self.spool.missing(series)):
-                    job = self.spool.close_series(series)
+                    job = self.spool.close_series(series, self.arrivals.is_suspect(series))
                     self.arrivals.forget(series)
                     self.report(f"series {job.number}: {len(job.images())} images received")
         for job in self.spool.jobs():
@@ -77,14 +85,14 @@ class Worker:
 
     def _work(self, job: Job) -> None:
         note = job.note
-        if note["missing"]:
-            self._fail(
-                job,
-                f"{note['missing']} images were refused and did not come again (see the log), so this series may be "
-                "incomplete. Send the whole series again.",
-            )
-            return
         fingerprints, record = job.fingerprints(), self._record(note["series"])
+        if note["missing"] or note.get("suspect"):
+            # So that the rest, if it comes alone, is not taken for a whole series.
+            self._write_record(note["series"], {**dict.fromkeys(fingerprints, ""), **record})
+            refused = f"{note['missing']} images were refused and did not come again (see the log)"
+            why = refused if note["missing"] else _SUSPECT
+            self._fail(job, f"{why}, so this series may be incomplete. Send the whole series again.")
+            return
         if fingerprints.items() <= record.items():
             self.spool.finish(job)
             self.report(f"series {job.number}: came again and was denoised before; dropped")
@@ -92,7 +100,7 @@ class Worker:
         if record.keys() - fingerprints.keys():
             self._fail(
                 job,
-                "these images came after others of their series had been denoised without them. Send the whole series "
+                "these images came after others of their series had been closed without them. Send the whole series "
                 "again; a longer --quiet-time waits for slow senders.",
             )
             return
@@ -130,7 +138,7 @@ class Worker:
         write_json(self.spool.record_path(series), {"recipe": self.recipe, "images": fingerprints})
 
     def _record(self, series: str) -> dict[str, str]:
-        """What was denoised of a series before: fingerprints by image."""
+        """What came of a series before: fingerprints by image; empty ones of those that were not denoised."""
         path = self.spool.record_path(series)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -149,6 +157,7 @@ class Worker:
 def _reason(error: Exception, job: Job) -> str:
     """For people, without the spool's path; an unexpected error's own text may quote the image, and is left out."""
     if isinstance(error, AdlError):
-        return str(error).replace(f"{job.source}/", "").replace(str(job.source), "the series")
+        said = str(error).replace(f"{job.source}/", "").replace(str(job.source), "the series")
+        return f"{said} {_ADVICE}" if isinstance(error, SeriesGeometryError) else said
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it."

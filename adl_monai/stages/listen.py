@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
+from adl_monai.bundle import find_bundle
+from adl_monai.data.derivation import Derivation
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.node.arrivals import Arrivals
 from adl_monai.node.delivery import Delivery
@@ -44,7 +46,8 @@ def listen(
     """Receive series, denoise them, and send or write the derived series, until stopped.
 
     An image is in the spool, on the disk, before its sender is told of success, and leaves it only when its derived
-    series has been delivered. A series that cannot be denoised is kept in the spool's ``failed`` folder.
+    series has been delivered. A series that cannot be denoised, may be incomplete, or is refused by the peer for good
+    is kept in the spool's ``failed`` folder.
 
     Args:
         port: To listen at; 0 takes a free one.
@@ -84,7 +87,8 @@ def listen(
         denoisers = DenoiserChoice(
             model, device=device, precision=precision, strength=strength, overwrite=True, progress=False
         )
-        denoiser = denoisers.get()  # a wrong model is an error before anyone calls
+        denoisers.get()  # a wrong model is an error before anyone calls
+        models = [Derivation.of_checkpoint(find_bundle(model, axes) / "models" / "model.pt") for axes in _axes(model)]
 
         def say(line: str) -> None:
             with contextlib.suppress(OSError):  # nobody listens any more; no reason to stop working
@@ -93,14 +97,18 @@ def listen(
         def denoise(source: Path, derived: Path) -> int:
             return denoise_job(denoisers, Job(source, derived)).clipped
 
-        recipe = f"{denoiser.name} strength {strength:g} to {peer} and {out}"
-        arrivals = Arrivals(quiet_time)
+        weights = ", ".join(f"{one.model} {one.weights_sha256}" for one in models)
+        recipe = f"{weights} strength {strength:g} to {peer} and {out}"
+        arrivals, arriving = Arrivals(quiet_time), len(held.open_series())
         receiver = Receiver(held, arrivals, aet, allow, (host, port))
         delivery = Thread(target=Delivery(held, aet, peer, out, say).run, args=(stop,), daemon=True)
         try:
-            say(f"listening at {receiver.address[0]}:{receiver.address[1]} as {aet}, model {denoiser.name}")
+            used = " or ".join(f"{one.model}{use}" for one, use in zip(models, _axes(model).values(), strict=True))
+            say(f"listening at {receiver.address[0]}:{receiver.address[1]} as {aet}, model {used}")
             if waiting := held.count():
                 say(f"{waiting} series wait in the spool")
+            if arriving:
+                say(f"{arriving} of them were arriving when this program ended, and wait for the rest")
             delivery.start()
             Worker(held, arrivals, denoise, recipe, say).run(stop)
         finally:
@@ -110,6 +118,11 @@ def listen(
                 delivery.join(_GOODBYE)
     finally:
         held.release()
+
+
+def _axes(model: str | Path | None) -> dict[int, str]:
+    """For how many axes there is a model, and what for in words."""
+    return {3: " (volumes)", 2: " (thick slices, single images)"} if model is None else {3: ""}
 
 
 def _output_folder(out: Path, spool: Path) -> Path:

@@ -14,10 +14,14 @@ def test_addresses() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host", "host:104", "host::AET", ":104:AET", "host:0:AET", "host:65536:AET", "host:x:AET", "::1:104:A"]
-)
+    "text",
+    [
+        "", "host", "host:104", "host::AET", ":104:AET", "host:0:AET", "host:65536:AET", "host:x:AET", "::1:104:A",
+        "2001:470::3:104:A",
+    ],
+)  # fmt: skip
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match="HOST:PORT:AET"):
+    with pytest.raises(UsageError, match=r"HOST:PORT:AET.*\[::1\]:4242:ORTHANC"):
         Peer.parse(text)
 
 

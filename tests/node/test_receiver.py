@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +17,19 @@ from pydicom.uid import MPEG2MPML, JPEG2000Lossless, RLELossless
 
 from adl_monai.data.io import read_volume, write_volume
 from adl_monai.errors import UsageError
-from adl_monai.node.arrivals import Arrivals
+from adl_monai.node import receiver as module
+from adl_monai.node.arrivals import STALE, Arrivals
 from adl_monai.node.receiver import Receiver, transfer_syntaxes
 from adl_monai.node.spool import Spool
 from tests.data.conftest import build_series
-from tests.dicom_network import calling, send, store
+from tests.dicom_network import calling, send, store, wait_until
 
 Door = Callable[..., Any]
 
 
 @contextmanager
-def open_door(spool: Spool, allow: tuple[str, ...] = ()) -> Iterator[int]:
-    receiver = Receiver(spool, Arrivals(10), "ADL", allow, ("127.0.0.1", 0))
+def open_door(spool: Spool, allow: tuple[str, ...] = (), arrivals: Arrivals | None = None) -> Iterator[int]:
+    receiver = Receiver(spool, arrivals or Arrivals(10), "ADL", allow, ("127.0.0.1", 0))
     try:
         yield receiver.address[1]
     finally:
@@ -192,6 +194,46 @@ def test_bad_images_are_refused_without_naming_anyone(
     assert caplog.text.count("an image was refused") == 3
     assert "SECRET" not in caplog.text
     assert "1.2.777" not in caplog.text
+
+
+def test_a_silent_association_is_ended_only_when_it_counts_as_stale() -> None:
+    assert 0.9 * STALE <= module._IDLE < STALE
+
+
+@pytest.mark.parametrize("how", ["aborted", "cut", "silent"])
+def test_an_association_without_a_release_leaves_its_series_incomplete(
+    tmp_path: Path, spool: Spool, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if how == "silent":
+        monkeypatch.setattr(module, "_IDLE", 1.0)
+    series, arrivals = spool.name("1.2.1"), Arrivals(0, patience=1e9)
+    paths = build_series(tmp_path / "CT", range(4), SeriesInstanceUID="1.2.1")
+    with open_door(spool, arrivals=arrivals) as port:
+        with calling(port) as association:
+            assert [store(association, path) for path in paths[:2]] == [0, 0]
+            if how == "aborted":
+                association.abort()
+            elif how == "cut":
+                association.dul.socket.close()
+            wait_until(lambda: not any("AcceptorThread" in thread.name for thread in threading.enumerate()))
+        assert not arrivals.is_complete(series), "half of it would be delivered as the whole"
+        assert arrivals.is_suspect(series)
+        wait_until(lambda: "1 series wait up to" in caplog.text)
+        assert send(port, paths[2:]) == [0, 0]
+        wait_until(lambda: arrivals.is_complete(series))
+        assert not arrivals.is_suspect(series)
+
+
+def test_a_refused_series_is_one_line_and_a_count(
+    tmp_path: Path, spool: Spool, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool.limit = 0
+    paths = build_series(tmp_path / "CT", range(20))
+    for _ in range(2):
+        caplog.clear()
+        assert send(port, paths) == [0xA700] * 20
+        wait_until(lambda: "20 times in this association: an image was refused" in caplog.text)
+        assert len(caplog.records) == 2
 
 
 def test_our_own_results_are_not_taken(tmp_path: Path, spool: Spool, port: int) -> None:

@@ -15,6 +15,15 @@ from adl_monai.node.worker import KILLS, Worker
 from tests.node.test_spool import put
 
 
+class Released:
+    """An association that is over."""
+
+    is_released = True
+
+    def is_alive(self) -> bool:
+        return False
+
+
 class Bench:
     """A worker whose denoiser copies; ``error`` is raised instead."""
 
@@ -35,6 +44,7 @@ class Bench:
     def receive(self, *images: str, content: bytes = b"image") -> None:
         for image in images:
             put(self.spool, "1.1", image, content)
+        self.worker.arrivals.note(self.spool.name("1.1"), Released())
         self.worker.step()
 
     def deliver(self) -> None:
@@ -88,7 +98,9 @@ def test_a_bad_series_is_kept_aside_with_a_reason(bench: Bench, caplog: pytest.L
     source = bench.spool.root / "jobs" / "000001" / "source"
     bench.error = SeriesGeometryError(f"{source}/abc.dcm and def.dcm differ.")
     bench.receive("1", "2")
-    assert bench.reason(1) == "abc.dcm and def.dcm differ.\n"
+    assert bench.reason(1).startswith(
+        "abc.dcm and def.dcm differ. At this node: send each volume as a series of its own"
+    )
     assert "failed/000001" in caplog.text
     bench.error = ValueError("SECRET^NAME")
     bench.receive("1", "2")
@@ -106,6 +118,27 @@ def test_a_series_of_which_images_were_refused_is_not_denoised(bench: Bench) -> 
     bench.worker.step()
     assert bench.done == []
     assert bench.reason(1).startswith("1 images were refused")
+
+
+def test_a_series_that_was_interrupted_is_not_denoised_by_half(bench: Bench) -> None:
+    put(bench.spool, "1.1", "1")  # by a process that was killed
+    bench.worker.step()
+    assert bench.spool.open_series(), "it waits for the rest"
+    bench.worker.arrivals.patience = 0
+    bench.worker.step()
+    assert bench.done == []
+    assert "this program ended before the series was complete" in bench.reason(1)
+    bench.receive("2")
+    assert bench.done == []
+    assert "these images came after others" in bench.reason(2), "nor is the other half"
+    bench.receive("1", "2")
+    assert bench.done == [2]
+    put(bench.spool, "1.1", "2")
+    bench.worker.step()
+    assert bench.reason(4)
+    bench.deliver()
+    bench.receive("1", "2")
+    assert bench.done == [2], "it is known still that the whole was denoised"
 
 
 def test_passing_faults_are_tried_again(

@@ -7,11 +7,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pytest
+import torch
 from click.testing import CliRunner
 
 from adl_monai.cli import cli
@@ -99,6 +101,7 @@ def test_what_was_accepted_survives_a_kill(tmp_path: Path, model: Path) -> None:
     assert 9 <= len(accepted) < 60, "killed while it received"
     assert accepted <= kept
     with listening(*given) as node:  # its peer is away
+        node.wait_for("1 of them were arriving when this program ended")
         assert send(node.port, series) == [0] * 60
         node.wait_for("series 1: 60 images received")
         node.wait_for("series 1: not delivered .*next try in 2 s")
@@ -115,6 +118,31 @@ def test_what_was_accepted_survives_a_kill(tmp_path: Path, model: Path) -> None:
         assert node.end(signal.SIGINT) == 130
     assert {str(image.SOPInstanceUID) for image in peer.images} == uids
     assert len(uids) == 60
+
+
+def test_a_series_is_denoised_again_by_a_model_that_learned_more(
+    tmp_path: Path, model: Path, series: list[Path]
+) -> None:
+    given = options(tmp_path, model, out=tmp_path / "out")
+    weights = model / "models" / "model.pt"
+    for number in (1, 2):
+        with listening(*given) as node:
+            assert send(node.port, series) == [0] * 4
+            node.wait_for(f"series {number}: (written to|.*dropped)")
+            assert "dropped" not in node.text
+            assert node.end() == 143
+        torch.save({name: value * 1.5 for name, value in torch.load(weights, weights_only=True).items()}, weights)
+
+
+def test_what_it_uses_and_when(tmp_path: Path, series: list[Path]) -> None:
+    with listening("--spool", tmp_path / "spool", "--out", tmp_path / "out", "--device", "cpu") as node:
+        assert send(node.port, series, called="OTHER") == []
+        node.wait_for("rejected")
+        assert node.end() == 143
+    assert node.lines[0].endswith("model adl3d (volumes) or adl2d (thick slices, single images)")
+    assert "WARNING: an association" in node.lines[1]
+    for line in node.lines[:2]:
+        assert datetime.fromisoformat(line.split()[0]).tzinfo is not None
 
 
 def test_a_full_spool_says_so(tmp_path: Path, model: Path, series: list[Path]) -> None:
