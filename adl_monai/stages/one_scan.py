@@ -174,11 +174,16 @@ def _compute(case: _Case) -> _Case:
 
 
 def _write(case: _Case, preview: bool) -> InferenceResult:
-    picture = draw_preview(case.content["image"], case.content["pred"]) if preview else None
+    picture = _draw(case) if preview else None
     written = case.denoiser.postprocessing(case.content)
     if picture is not None:  # of a scan that could not be written there is none
         write_preview(case.job.preview, picture)
     return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]))
+
+
+def _draw(case: _Case) -> np.ndarray:
+    noisy = case.content["image"]
+    return draw_preview(noisy, case.content["pred"], noisy.affine.numpy())
 
 
 @contextmanager

@@ -84,7 +84,8 @@ def denoise_stream(
                     _run(source, sink, denoiser, (offset, scale), strength, middle, sums)
         if middle is not None:
             noisy = normalize(torch.from_numpy(source.read(middle.box)), offset, scale or 1.0)[None]
-            write_preview(job.preview, draw_preview(noisy, noisy if constant else middle.plane))
+            denoised = noisy if constant else middle.plane
+            write_preview(job.preview, draw_preview(noisy, denoised, source.header.affine))
     return sink.clipped
 
 

@@ -81,7 +81,7 @@ def denoise_time_series(
                     denoised = denoise(noisy, denoiser, strength=strength)
                 sink.write(box, denoised)
                 if preview and index == count // 2:
-                    picture = _picture(noisy, denoised, denoiser)
+                    picture = _picture(noisy, denoised, denoiser, source.header.affine)
         if preview:
             write_preview(job.preview, picture)
     if constant:
@@ -96,7 +96,9 @@ def _without_progress(denoiser: Denoiser) -> Denoiser:
     return replace(denoiser, inferer=inferer)
 
 
-def _picture(noisy: np.ndarray, denoised: np.ndarray, denoiser: Denoiser) -> np.ndarray:
+def _picture(noisy: np.ndarray, denoised: np.ndarray, denoiser: Denoiser, affine: np.ndarray) -> np.ndarray:
     offset, scale = robust_range(noisy, *denoiser.percentiles)
-    pair = (normalize(torch.from_numpy(array)[None], offset, scale or 1.0) for array in (noisy, denoised))
-    return draw_preview(*pair)
+    noisy_plane, denoised_plane = (
+        normalize(torch.from_numpy(array)[None], offset, scale or 1.0) for array in (noisy, denoised)
+    )
+    return draw_preview(noisy_plane, denoised_plane, affine)
