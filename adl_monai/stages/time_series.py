@@ -24,6 +24,7 @@ from adl_monai.data.output import check_output
 from adl_monai.errors import OutputError
 from adl_monai.stages.arrays import denoise
 from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
+from adl_monai.stages.unsuited import warn_of_content
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def denoise_time_series(
             for index in tqdm(range(count), unit="volume", disable=not progress, leave=False):
                 box = slice(0, rows), slice(0, columns), slice(index * planes, (index + 1) * planes)
                 noisy = source.read(box)
+                if index == 0:
+                    warn_of_content(job.source, noisy, dtype == "same" and source.header.dtype.kind in "iu")
                 if noisy.min() == noisy.max():
                     constant += 1
                     denoised = noisy
