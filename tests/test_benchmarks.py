@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from adl_monai.data.noise import KINDS
 from adl_monai.data.noise_field import level_map, random_transfer
@@ -27,6 +28,7 @@ import peers
 import quality
 import reference_noise
 import scanner_noise
+import small_structures
 import thick_slices
 from peers import without_rician_bias
 
@@ -280,3 +282,25 @@ def test_a_variant_takes_the_place_of_the_network(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-m", "adl_monai", *evaluation, "--overwrite"], capture_output=True)
     assert b"bias" in result.stderr
     assert result.returncode != 0
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_small_structures_are_of_the_size_they_say_and_far_apart(dims: int) -> None:
+    found = small_structures.structures(dims)
+    for n, name in enumerate(("1 voxel wide", "2 voxels wide", "3 voxels wide"), 1):
+        _, count = ndimage.label(found[name])
+        assert found[name].sum() == count * n**dims
+    for name in ("straight line", "diagonal line"):
+        _, count = ndimage.label(found[name], np.ones((3,) * dims))
+        assert count > 1
+        assert found[name].mean() < 0.05
+
+
+def test_small_structures_are_measured_beside_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    small_structures.main(["--dims", "2", "--contrast", "30", "--peers", "gaussian filter"])
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if "voxel" in line]
+    kept = [float(value) for _, value in rows]
+    assert len(kept) == 6
+    assert kept[0] < kept[1]  # the model: a single pixel is hardest
+    assert all(abs(value - 1) < 0.1 for value in kept[1:3])
+    assert abs(kept[3] - 0.25) < 0.05  # a Gaussian of 0.8 pixels leaves a quarter of a single one

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.geometry import spacing_from_affine
@@ -24,6 +25,7 @@ from adl_monai.stages.slices import fitting_axes
 from adl_monai.stages.stream import can_stream, denoise_stream
 from adl_monai.stages.tally import InferenceResult
 from adl_monai.stages.time_series import denoise_time_series, is_time_series
+from adl_monai.stages.unsuited import refuse_label_map, warn_of_content
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ def denoise_job(
         AdlError: If the scan cannot be read, denoised or written.
     """
     with _explaining(job):
+        refuse_label_map(job.source)
         if time_series and is_time_series(job):
             return _denoise_time_series(denoisers, job, preview)
         return _denoise_job(denoisers, job, preview)
@@ -101,6 +104,7 @@ def steps_of(denoisers: DenoiserChoice, preview: bool, time_series: bool) -> Ste
 
     def read(job: Job) -> _Case:
         with _explaining(job):
+            refuse_label_map(job.source)
             return _read(denoisers, job)
 
     def compute(case: _Case) -> _Case:
@@ -156,10 +160,16 @@ def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
     # The first transform of every bundle loads, alike; what it finds tells which model is for it.
     loaded = denoisers.get().preprocessing({"image": str(job.source), "output": str(job.output)}, end=1)
     denoiser = denoisers.fitting(loaded["image"].shape, loaded["image"].affine.numpy())
+    _warn_of_content(job, loaded["image"], denoisers.options.get("output_dtype", "same"))
     case = denoiser.preprocessing(loaded, start=1)
     noisy = case["image"]
     warn_of_spacing(job.source, noisy.affine.numpy(), noisy.ndim - 1)
     return _Case(job, denoiser, case)
+
+
+def _warn_of_content(job: Job, image: MetaTensor, dtype: str) -> None:
+    whole = np.dtype(image.meta["stored_dtype"]).kind in "iu" and dtype == "same"
+    warn_of_content(job.source, image.numpy(), rounded=whole)
 
 
 def _compute(case: _Case) -> _Case:
@@ -174,11 +184,16 @@ def _compute(case: _Case) -> _Case:
 
 
 def _write(case: _Case, preview: bool) -> InferenceResult:
-    picture = draw_preview(case.content["image"], case.content["pred"]) if preview else None
+    picture = _draw(case) if preview else None
     written = case.denoiser.postprocessing(case.content)
     if picture is not None:  # of a scan that could not be written there is none
         write_preview(case.job.preview, picture)
     return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]))
+
+
+def _draw(case: _Case) -> np.ndarray:
+    noisy = case.content["image"]
+    return draw_preview(noisy, case.content["pred"], noisy.affine.numpy())
 
 
 @contextmanager

@@ -137,11 +137,17 @@ def warn_of_spacing(source: Path, affine: np.ndarray, axes: int = 3) -> None:
         )
 
 
-def draw_preview(noisy: Tensor, denoised: Tensor) -> np.ndarray:
-    """Noisy, denoised and the amplified residual side by side as 8-bit greys; small slices are enlarged."""
+def draw_preview(noisy: Tensor, denoised: Tensor, affine: np.ndarray) -> np.ndarray:
+    """Noisy, denoised and the amplified residual side by side as 8-bit greys; small slices are enlarged.
+
+    Args:
+        noisy: (1, H, W[, D]), about [0, 1].
+        denoised: Same shape.
+        affine: (4, 4) voxel to RAS+ mm, which tells what is up.
+    """
     from adl_monai.engines.preview import preview_row
 
-    row = preview_row(noisy, denoised)[0]
+    row = preview_row(noisy, denoised, affine=affine)[0]
     enlarge = max(1, SMALLEST_PICTURE // row.shape[0])
     row = row.repeat_interleave(enlarge, 0).repeat_interleave(enlarge, 1)
     return np.asarray((row * 255).round().byte())

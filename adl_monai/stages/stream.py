@@ -28,6 +28,7 @@ from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
 from adl_monai.inferers.ensemble import Sums
 from adl_monai.inferers.far_values import are_far, are_few, without_far_values
 from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
+from adl_monai.stages.unsuited import warn_of_content
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,9 @@ def denoise_stream(
     check_output(job.output, job.source, overwrite)  # before the scan is read through, which may take minutes
     with open_nifti_source(job.source, job.output) as source:
         warn_of_spacing(job.source, source.header.affine)
+        middle_planes = slice(source.shape[2] // 2, source.shape[2] // 2 + 1)
+        plane = source.read((slice(0, source.shape[0]), slice(0, source.shape[1]), middle_planes))
+        warn_of_content(job.source, plane, dtype == "same" and source.header.dtype.kind in "iu")
         offset, scale = source.robust_range(*denoiser.percentiles)
         constant = scale == 0
         if constant:
@@ -84,7 +88,8 @@ def denoise_stream(
                     _run(source, sink, denoiser, (offset, scale), strength, middle, sums)
         if middle is not None:
             noisy = normalize(torch.from_numpy(source.read(middle.box)), offset, scale or 1.0)[None]
-            write_preview(job.preview, draw_preview(noisy, noisy if constant else middle.plane))
+            denoised = noisy if constant else middle.plane
+            write_preview(job.preview, draw_preview(noisy, denoised, source.header.affine))
     return sink.clipped
 
 

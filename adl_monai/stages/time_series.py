@@ -24,6 +24,7 @@ from adl_monai.data.output import check_output
 from adl_monai.errors import OutputError
 from adl_monai.stages.arrays import denoise
 from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
+from adl_monai.stages.unsuited import warn_of_content
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def denoise_time_series(
             for index in tqdm(range(count), unit="volume", disable=not progress, leave=False):
                 box = slice(0, rows), slice(0, columns), slice(index * planes, (index + 1) * planes)
                 noisy = source.read(box)
+                if index == 0:
+                    warn_of_content(job.source, noisy, dtype == "same" and source.header.dtype.kind in "iu")
                 if noisy.min() == noisy.max():
                     constant += 1
                     denoised = noisy
@@ -81,7 +84,7 @@ def denoise_time_series(
                     denoised = denoise(noisy, denoiser, strength=strength)
                 sink.write(box, denoised)
                 if preview and index == count // 2:
-                    picture = _picture(noisy, denoised, denoiser)
+                    picture = _picture(noisy, denoised, denoiser, source.header.affine)
         if preview:
             write_preview(job.preview, picture)
     if constant:
@@ -96,7 +99,9 @@ def _without_progress(denoiser: Denoiser) -> Denoiser:
     return replace(denoiser, inferer=inferer)
 
 
-def _picture(noisy: np.ndarray, denoised: np.ndarray, denoiser: Denoiser) -> np.ndarray:
+def _picture(noisy: np.ndarray, denoised: np.ndarray, denoiser: Denoiser, affine: np.ndarray) -> np.ndarray:
     offset, scale = robust_range(noisy, *denoiser.percentiles)
-    pair = (normalize(torch.from_numpy(array)[None], offset, scale or 1.0) for array in (noisy, denoised))
-    return draw_preview(*pair)
+    noisy_plane, denoised_plane = (
+        normalize(torch.from_numpy(array)[None], offset, scale or 1.0) for array in (noisy, denoised)
+    )
+    return draw_preview(noisy_plane, denoised_plane, affine)

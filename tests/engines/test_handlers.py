@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -49,6 +50,24 @@ def test_a_preview_shows_the_middle_slice_upright() -> None:
     assert row.shape == (1, 6, 3 * 4)
     assert row[0, 0, 3] == 1.0
     assert row[0].sum() == 1 + 0.5 * 23 + 1  # the picture, the mid-grey residual, and its white voxel
+
+
+@pytest.mark.parametrize(
+    "axes, row",
+    [
+        (np.eye(4), 0),  # RAS+, as most NIfTI: the last row lies in front
+        (np.diag([-1.0, -1.0, 1.0, 1.0]), 5),  # axial DICOM, and pictures, whose first row is the top
+        (np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]), 5),  # sagittal DICOM, head first
+        (np.array([[0.9, 0, 0.4, 0], [0, 1, 0, 0], [-0.4, 0.1, 0.9, 0], [0, 0, 0, 1.0]]), 0),
+    ],
+)
+def test_a_preview_is_the_way_up_that_viewers_show(axes: np.ndarray, row: int) -> None:
+    noisy = torch.zeros(1, 4, 6, 5)
+    noisy[0, 3, 5, 2] = 1.0
+    shown = preview_row(noisy, torch.zeros_like(noisy), affine=axes)
+    assert shown[0, row, 3] == 1.0
+    tracked = MetaTensor(noisy, affine=torch.as_tensor(axes))
+    assert torch.equal(preview_row(tracked, torch.zeros_like(noisy)), shown)
 
 
 def test_the_bar_is_quiet_without_a_terminal() -> None:

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from click.testing import CliRunner
+from PIL import Image
 from pydicom.data import get_testdata_file
 
 import adl_monai
@@ -326,3 +327,16 @@ def test_too_little_memory_is_said(tmp_path: Path, identity_model: Model, monkey
     with pytest.raises(OutOfMemoryError, match="not enough memory"):
         infer([source], tmp_path / "out", model=identity_model(3))
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_preview_of_a_dicom_image_is_the_way_up_that_viewers_show(
+    tmp_path: Path, identity_model: Callable[..., Path]
+) -> None:
+    source = Path(get_testdata_file("CT_small.dcm"))
+    infer([source], tmp_path / "ct.nii.gz", model=identity_model(2), preview=True)
+    with Image.open(tmp_path / "ct_preview.png") as picture:
+        shown = np.asarray(picture, float)
+    pixels = pydicom.dcmread(source).pixel_array.astype(float)
+    enlarged = shown.shape[0] // pixels.shape[0]
+    left = shown[::enlarged, : pixels.shape[1] * enlarged : enlarged]
+    assert np.corrcoef(left.ravel(), np.clip(pixels, *np.percentile(pixels, (0.5, 99.5))).ravel())[0, 1] > 0.99
