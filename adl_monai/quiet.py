@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-LIBRARIES = ("monai", "ignite")
+LIBRARIES = ("monai", "ignite", "tifffile")
 
 _lock = Lock()
 _levels: dict[str, int] = {}  # of the loggers that are quiet now: what they had before
@@ -15,18 +15,19 @@ _users = 0
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """MONAI and ignite log nothing within; what they raise is reported by us. Their loggers get their levels back.
+def quiet_libraries(*names: str) -> Iterator[None]:
+    """MONAI, ignite and tifffile, or only the libraries named, log nothing within. Their loggers get their levels back.
 
     Threads may be within at the same time: the levels come back when the last has left. A level that someone else sets
     meanwhile stays.
     """
     global _users
+    roots = names or LIBRARIES
     with _lock:
         # The libraries' roots are for what is made within; what was made before may have a level of its own.
         # A copy: other threads make loggers meanwhile.
-        known = [name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] in LIBRARIES]
-        for name in {*LIBRARIES, *known} - _levels.keys():
+        known = [name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] in roots]
+        for name in {*roots, *known} - _levels.keys():
             library = logging.getLogger(name)
             _levels[name] = library.level
             library.setLevel(logging.CRITICAL)

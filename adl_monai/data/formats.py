@@ -8,9 +8,12 @@ from pathlib import Path
 import pydicom
 
 from adl_monai.data.dicom_parse import DICOM_SUFFIXES, discreet, is_dicom_file, parse
-from adl_monai.data.itk import KINDS
 from adl_monai.errors import UsageError
 
+KINDS = {
+    ".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd", ".png": "png", ".tif": "tiff", ".tiff": "tiff",
+    ".jpg": "jpeg", ".jpeg": "jpeg", ".bmp": "bmp",
+}  # fmt: skip
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".nrrd", ".png", ".tif", ".tiff")
 INPUT_SUFFIXES = (*NIFTI_SUFFIXES, *KINDS, *DICOM_SUFFIXES)

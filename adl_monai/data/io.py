@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,8 +16,22 @@ from adl_monai.data.geometry import same_affine
 from adl_monai.data.itk import plan_itk, plan_itk_from_affine, read_itk
 from adl_monai.data.nifti import plan_nifti, plan_nifti_from_affine, read_nifti
 from adl_monai.data.output import check_output, publishing, sync
+from adl_monai.data.pictures import plan_picture, plan_picture_from_affine, read_picture
+from adl_monai.data.tiff import plan_tiff, plan_tiff_from_affine, read_tiff, warn_inverted
 from adl_monai.data.volume import Volume, WritePlan, plain_dtype, report_clipped
 from adl_monai.errors import AdlError, OutputError, ScanFileError, UsageError
+
+_ITK = (read_itk, plan_itk, plan_itk_from_affine)
+_PICTURE = (read_picture, plan_picture, plan_picture_from_affine)
+_NIFTI = (
+    read_nifti,
+    lambda path, *rest: plan_nifti(*rest),
+    lambda path, *rest: plan_nifti_from_affine(*rest),
+)
+_DOORS: dict[str, tuple[Callable[..., Any], ...]] = {  # how a file is read, written like a source, and written anew
+    "nifti": _NIFTI, "mha": _ITK, "nrrd": _ITK, "png": _PICTURE, "jpeg": _PICTURE, "bmp": _PICTURE,
+    "tiff": (read_tiff, plan_tiff, plan_tiff_from_affine),
+}  # fmt: skip
 
 
 def read_volume(path: Path | str, series: str | None = None) -> Volume:
@@ -34,12 +50,10 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder; check the name.")
     kind = "dicom" if path.is_dir() else scan_format(path)
-    if kind == "nifti":
-        return read_nifti(path)
     if kind == "dicom":
         return read_dicom(path, series)
     if kind:
-        return read_itk(path)
+        return cast(Volume, _DOORS[kind][0](path))
     pair = " Convert .hdr/.img pairs to .nii.gz." if path.suffix.lower() in (".hdr", ".img") else ""
     raise ScanFileError(f"{path}: not a known scan; expected a DICOM file or one of {', '.join(INPUT_SUFFIXES)}.{pair}")
 
@@ -105,7 +119,7 @@ def _plan(
         if kind == "dicom":
             plan = plan_dicom(path, array, like, dtype, series, derivation)
         else:
-            plan = plan_nifti(array, like, dtype) if kind == "nifti" else plan_itk(path, array, like, dtype)
+            plan = _DOORS[kind][1](path, array, like, dtype)
         if plan.affine is not None and not same_affine(plan.affine, affine, 1e-3):
             raise OutputError(
                 f"{path}: the array to write lies elsewhere than {like}; undo the spatial transforms first."
@@ -118,9 +132,9 @@ def _plan(
         dtype = plain_dtype(source) if isinstance(dtype, str) and dtype == "same" else dtype
     elif isinstance(dtype, str) and dtype == "same":
         dtype = np.dtype(np.float32) if like is None else plain_dtype(read_volume(like, series))
-    if kind == "nifti":
-        return plan_nifti_from_affine(array, affine, dtype)
-    return plan_itk_from_affine(path, array, affine, dtype)
+    if like is not None and scan_format(like) == "tiff":
+        warn_inverted(path, like)
+    return cast(WritePlan, _DOORS[kind][2](path, array, affine, dtype))
 
 
 def _compare(plan: WritePlan, written: Path, path: Path) -> None:

@@ -1,9 +1,8 @@
-"""The ITK door: MetaImage (.mha, .mhd), NRRD, PNG, TIFF, and, for reading only, JPEG and BMP.
+"""The ITK door: MetaImage (.mha, and .mhd for reading only) and NRRD.
 
 Arrays are indexed (x, y[, z]) as in NIfTI, the transpose of what SimpleITK hands out. A file written like a source is
-that source's image with its voxels replaced, so spacing, origin, direction and the metadata dictionary stay ITK's own;
-what a TIFF says of itself, of which ITK keeps nothing, and the pixel size of a PNG are carried over here. SimpleITK and
-Pillow are imported inside the functions.
+that source's image with its voxels replaced, so spacing, origin, direction and the metadata dictionary stay ITK's own.
+SimpleITK is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -22,19 +21,12 @@ from adl_monai.data.geometry import (
     affine_from_itk,
     fits_in_itk_plane,
     itk_from_affine,
-    lps_to_ras,
-    same_affine,
-    spacing_from_affine,
 )
-from adl_monai.data.integrity import check_structure, check_voxel_bytes
-from adl_monai.data.photo import load_photo
-from adl_monai.data.png_chunks import copy_pixel_size
-from adl_monai.data.tiff_tags import read_tiff
-from adl_monai.data.tiff_write import kept_description, write_tiff
+from adl_monai.data.itk_checks import check_structure, check_voxel_bytes
 from adl_monai.data.volume import (
     Volume,
     WritePlan,
-    logger,
+    plan_values,
     quantise,
     report_clipped,
     require_file,
@@ -43,22 +35,16 @@ from adl_monai.data.volume import (
 )
 from adl_monai.errors import OutputError, ScanFileError
 
-KINDS = {
-    ".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd", ".png": "png", ".tif": "tiff", ".tiff": "tiff",
-    ".jpg": "jpeg", ".jpeg": "jpeg", ".bmp": "bmp",
-}  # fmt: skip
-_IMAGE_IO = {"mha": "MetaImageIO", "nrrd": "NrrdImageIO", "png": "PNGImageIO", "tiff": "TIFFImageIO"}
-_PHOTOS = ("jpeg", "bmp")
-_WITHOUT_GEOMETRY = ("png", "tiff")
+_KINDS = {".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd"}
+_IMAGE_IO = {"mha": "MetaImageIO", "nrrd": "NrrdImageIO"}
 _QUIET_LOCK = Lock()
 _QUIET: list[bool] = []  # one for each thread in `_quiet`: whether warnings were shown before the first
-_WRITABLE_TYPES = {"png": "u1 u2", "tiff": "u1 i1 u2 i2 u4 i4 f4", "mha": "", "nrrd": ""}
 
 
 def read_itk(path: Path) -> Volume:
     """Read a grey 2D or 3D image.
 
-    2D images stay 2D and lie in the plane z = 0. JPEG and BMP have no voxel size: 1 mm is assumed.
+    2D images stay 2D and lie in the plane z = 0.
 
     Raises:
         UsageError: If there is no such file.
@@ -84,9 +70,6 @@ def write_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype =
 def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> WritePlan:
     """Plan the source's image with other voxels.
 
-    A TIFF keeps its resolution, description and which number is white; a description that would be wrong (OME-XML of
-    another type, or that names files) is left out with a warning. A PNG keeps its pixel size.
-
     Args:
         path: Where the image will go; its suffix is the format, which is that of ``like``.
         array: Values, of the shape `read_itk` gave for ``like``.
@@ -96,14 +79,12 @@ def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = 
     import SimpleITK as sitk
 
     kind = _writable_kind(path)
-    source, affine = _load(like, KINDS[like.suffix.lower()])
+    source, affine = _load(like, _KINDS[like.suffix.lower()])
     if array.shape != source.GetSize():
         raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {source.GetSize()}.")
     own_type = sitk.GetArrayViewFromImage(source).dtype
     target_type = own_type if isinstance(dtype, str) and dtype == "same" else np.dtype(dtype)
-    stored, clipped = _quantise(array, target_type, kind)
-    if kind == "tiff":
-        return _plan(_tiff_saver(path, stored, like), kind, stored, clipped, None)
+    stored, clipped = quantise(array, target_type.newbyteorder("="))
     image = sitk.GetImageFromArray(stored.T)
     image.CopyInformation(source)
     if target_type == own_type:
@@ -115,104 +96,57 @@ def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = 
                 image.SetMetaData(key, source.GetMetaData(key))
     if image.HasMetaDataKey("ITK_InputFilterName"):
         image.EraseMetaData("ITK_InputFilterName")  # the reader's note to itself, not the file's
-    if kind == "png":
-        return _plan(_png_saver(image, like), kind, stored, clipped, None)
-    return _plan(_itk_saver(image, kind), kind, stored, clipped, affine)
+    return plan_values(_itk_saver(image), kind, stored, clipped, affine, _read)
 
 
 def plan_itk_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:
-    """Plan a new image from values and a RAS+ mm affine; PNG and TIFF keep the voxel size alone, with a warning.
+    """Plan a new image from values and a RAS+ mm affine.
 
     Raises:
-        OutputError: If the format cannot hold the type, the dimensions or (2D .mha, .nrrd) a plane other than z = 0.
+        OutputError: If the affine is unusable or, of a 2D image, a plane other than z = 0.
     """
     import SimpleITK as sitk
 
     kind = _writable_kind(path)
     if fault := affine_fault(affine):
         raise OutputError(f"the affine to write is {fault}; expected a finite, invertible voxel-to-mm matrix.")
-    stored, clipped = _quantise(array, np.dtype(dtype), kind)
+    stored, clipped = quantise(array, np.dtype(dtype).newbyteorder("="))
     image = sitk.GetImageFromArray(stored.T)
     origin, spacing, direction = itk_from_affine(affine, array.ndim)
     image.SetSpacing(spacing)
-    if kind in _WITHOUT_GEOMETRY:
-        if not same_affine(affine, affine_from_itk([0.0] * 3, spacing_from_affine(affine), np.eye(3).ravel().tolist())):
-            logger.warning("%s: %s files keep no position or orientation; write .nii.gz to keep them.", path, kind)
-        return _plan(_itk_saver(image, kind), kind, stored, clipped, None)
     if array.ndim == 2 and not fits_in_itk_plane(affine):
         raise OutputError(f"{path}: a 2D {kind} file cannot hold where this slice lies; write .nii.gz instead.")
     image.SetOrigin(origin)
     image.SetDirection(direction)
-    return _plan(_itk_saver(image, kind), kind, stored, clipped, affine)
+    return plan_values(_itk_saver(image), kind, stored, clipped, affine, _read)
 
 
-def _plan(
-    write: Callable[[Path], None], kind: str, stored: np.ndarray, clipped: int, affine: np.ndarray | None
-) -> WritePlan:
-    def save(path: Path) -> None:
-        try:
-            write(path)
-        except (RuntimeError, OSError) as error:
-            raise OutputError(f"{path}: {kind} could not be written (disk full, or not permitted).") from error
-
-    return WritePlan(to_float32(stored, Path("the output")), affine, stored.dtype, clipped, save, _read)
-
-
-def _itk_saver(image: Any, kind: str) -> Callable[[Path], None]:
+def _itk_saver(image: Any) -> Callable[[Path], None]:
     import SimpleITK as sitk
 
     def write(path: Path) -> None:
         target = path.with_suffix(path.suffix.lower())  # ITK would write A.MHA as A.mhd and A.raw
         with _quiet():
-            sitk.WriteImage(image, str(target), useCompression=kind in ("mha", "nrrd"))
+            sitk.WriteImage(image, str(target), useCompression=True)
         if target != path:
             target.replace(path)
 
     return write
 
 
-def _png_saver(image: Any, like: Path) -> Callable[[Path], None]:
-    write_image = _itk_saver(image, "png")
-
-    def write(path: Path) -> None:
-        write_image(path)
-        copy_pixel_size(like, path)
-
-    return write
-
-
-def _tiff_saver(path: Path, stored: np.ndarray, like: Path) -> Callable[[Path], None]:
-    source = read_tiff(like)
-    if not kept_description(source, stored.dtype, stored.shape):
-        logger.warning("%s: the OME-XML of %s does not describe this file and was left out.", path, like)
-    return lambda target: write_tiff(target, stored, source)
-
-
 def _writable_kind(path: Path) -> str:
-    kind = KINDS.get(path.suffix.lower(), "")
-    if kind not in _WRITABLE_TYPES or path.suffix.lower() == ".mhd":
-        raise OutputError(f"{path}: cannot write {path.suffix}; expected .mha, .nrrd, .png, .tif or .tiff.")
+    kind = _KINDS.get(path.suffix.lower(), "")
+    if not kind or path.suffix.lower() == ".mhd":
+        raise OutputError(f"{path}: cannot write {path.suffix}; expected .mha or .nrrd.")
     return kind
 
 
-def _quantise(array: np.ndarray, dtype: np.dtype, kind: str) -> tuple[np.ndarray, int]:
-    allowed = [np.dtype(code).name for code in _WRITABLE_TYPES[kind].split()]
-    if allowed and dtype.name not in allowed:
-        raise OutputError(f"{kind} files hold {', '.join(allowed)}; got {dtype.name}. Write .mha or .nii.gz instead.")
-    if (kind == "png" and array.ndim != 2) or (kind == "tiff" and array.ndim == 3 and array.shape[2] == 1):
-        raise OutputError(f"{kind} files cannot hold shape {array.shape}; write .mha or .nii.gz instead.")
-    return quantise(array, dtype.newbyteorder("="))
-
-
 def _read(path: Path) -> Volume:
-    kind = KINDS.get(path.suffix.lower(), "")
-    if kind in _PHOTOS:
-        stored, affine = load_photo(path), lps_to_ras(np.eye(4))
-    else:
-        import SimpleITK as sitk
+    import SimpleITK as sitk
 
-        image, affine = _load(path, kind)
-        stored = sitk.GetArrayFromImage(image).T
+    kind = _KINDS.get(path.suffix.lower(), "")
+    image, affine = _load(path, kind)
+    stored = sitk.GetArrayFromImage(image).T
     return Volume(to_float32(stored, path), affine, stored.dtype, kind, path)
 
 
@@ -221,7 +155,7 @@ def _load(path: Path, kind: str) -> tuple[Any, np.ndarray]:
     import SimpleITK as sitk
 
     require_file(path)
-    pages = check_structure(path, kind)
+    check_structure(path, kind)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(_IMAGE_IO[kind])  # the format its suffix promises, in any case (ITK knows .mha but not .MHA)
@@ -236,8 +170,6 @@ def _load(path: Path, kind: str) -> tuple[Any, np.ndarray]:
         )
     if len(size) not in (2, 3):
         raise ScanFileError(f"{path}: the image is {len(size)}D with shape {size}; expected one 2D or 3D image.")
-    if pages > 1 and size[2:] != (pages,):
-        raise ScanFileError(f"{path}: the {pages} pages differ in size; expected slices of one shape.")
     check_voxel_bytes(path, kind, math.prod(size) * pixel_bytes)
     with _quiet(), _refusing(path):
         image = reader.Execute()

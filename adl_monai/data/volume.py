@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from adl_monai.data.geometry import spacing_from_affine
+from adl_monai.data.geometry import affine_fault, lps_to_ras, same_affine, spacing_from_affine
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
 logger = logging.getLogger("adl_monai")
@@ -258,15 +258,48 @@ def quantise(
     return stored, clipped
 
 
+def plan_values(
+    write: Callable[[Path], None],
+    kind: str,
+    stored: np.ndarray,
+    clipped: int,
+    affine: np.ndarray | None,
+    load: Callable[[Path], Volume],
+) -> WritePlan:
+    """A `WritePlan` of stored voxels without a scale; ``write`` may raise whatever its library does."""
+
+    def save(path: Path) -> None:
+        try:
+            write(path)
+        except (RuntimeError, OSError) as error:
+            raise OutputError(f"{path}: {kind} could not be written (disk full, or not permitted).") from error
+
+    return WritePlan(to_float32(stored, Path("the output")), affine, stored.dtype, clipped, save, load)
+
+
+def bare_spacing(affine: np.ndarray, path: Path) -> tuple[float, float, float]:
+    """The voxel size in mm of an affine to be written to a format that keeps no more, with a warning if there is more.
+
+    Raises:
+        OutputError: If the affine is unusable.
+    """
+    if fault := affine_fault(affine):
+        raise OutputError(f"the affine to write is {fault}; expected a finite, invertible voxel-to-mm matrix.")
+    spacing = spacing_from_affine(affine)
+    if not same_affine(affine, lps_to_ras(np.diag([*spacing, 1.0]))):
+        logger.warning("%s: %s files keep no position or orientation; write .nii.gz to keep them.", path, path.suffix)
+    return spacing
+
+
 def plain_dtype(volume: Volume) -> np.dtype:
     """The type that holds this volume's *values* (no slope) in another format.
 
     Integers stay integers where all values are whole: the stored type if it holds them, else int16, uint16 or int32.
-    Anything else becomes a real type: the stored one, or float32.
+    Anything else becomes a real type: the stored one, or float32 (for half precision too, which few formats have).
     """
     native = volume.dtype.newbyteorder("=")
     if native.kind == "f":
-        return native
+        return native if native.itemsize > 2 else np.dtype(np.float32)
     low, high = float(volume.array.min()), float(volume.array.max())
     if np.array_equal(volume.array, np.rint(volume.array)):
         for dtype in (native, np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32)):

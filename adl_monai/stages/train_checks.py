@@ -115,11 +115,10 @@ def _is_flat(image: str) -> bool:
     """Whether a scan is 2D, by its header; a scan that cannot be read is refused later, with all the others."""
     if image.startswith(SYNTHETIC_PREFIX):
         return image.count("x", image.index("shape=") + 1, image.index(",seed=")) == 1
-    import SimpleITK as sitk
-
     from adl_monai.data.dicom import locate
     from adl_monai.data.formats import scan_format
     from adl_monai.data.nifti import peek_header
+    from adl_monai.data.tiff import tiff_shape
 
     path = Path(image)
     kind = scan_format(path)
@@ -129,6 +128,12 @@ def _is_flat(image: str) -> bool:
         if kind == "dicom":
             single = path.is_file() or len(list(islice(path.iterdir(), 3))) < 3  # else a series, to be read only once
             return single and len(locate(path).shape) == 2
+        if kind == "tiff":
+            return len(tiff_shape(path)) == 2
+        if kind in ("png", "jpeg", "bmp"):
+            return True
+        import SimpleITK as sitk
+
         reader = sitk.ImageFileReader()
         reader.SetFileName(image)
         reader.ReadImageInformation()

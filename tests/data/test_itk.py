@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from PIL import Image
 
 from adl_monai.data import itk
 from adl_monai.data.itk import plan_itk, plan_itk_from_affine, read_itk, write_itk
@@ -60,22 +59,11 @@ def test_medical_formats_round_trip(tmp_path: Path, suffix: str, dtype: str, sha
     assert np.array_equal(sitk.GetArrayFromImage(again), sitk.GetArrayFromImage(image)) or dtype == "float64"
 
 
-@pytest.mark.parametrize("name, dtype, shape", [
-    ("a.png", "uint8", (37, 61)), ("a.png", "uint16", (37, 61)), ("A.PNG", "uint8", (37, 61)),
-    ("a.tif", "uint8", (37, 61)), ("a.tiff", "int16", (37, 61, 23)), ("a.tif", "float32", (37, 61)),
-    ("A.TIF", "uint16", (37, 61, 2)), ("a.tif", "uint32", (5, 6)), ("A.MHA", "int16", (5, 6, 7)),
-])  # fmt: skip
-def test_picture_formats_round_trip(tmp_path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-    stored = random_voxels(dtype, shape)
-    path = save(tmp_path / name, stored)
-    volume = read_itk(path)
-    assert np.array_equal(volume.array, stored.astype(np.float32))
-    assert np.allclose(volume.spacing[:2], (0.5, 0.75), rtol=1e-6)
-    write_itk(tmp_path / f"copy{path.suffix}", volume.array, path)
-    again = read_itk(tmp_path / f"copy{path.suffix}")
-    assert np.array_equal(again.array, volume.array)
-    assert again.dtype == volume.dtype
-    assert np.allclose(again.affine, volume.affine, rtol=1e-6)
+def test_a_name_in_capitals(tmp_path: Path) -> None:
+    stored = random_voxels("int16", (5, 6, 7))
+    path = save(tmp_path / "A.MHA", stored)
+    write_itk(tmp_path / "copy.MHA", read_itk(path).array, path)
+    assert np.array_equal(read_itk(tmp_path / "copy.MHA").array, stored)
 
 
 def test_voxels_are_indexed_as_in_nifti(tmp_path: Path) -> None:
@@ -129,31 +117,6 @@ def test_mhd_with_its_raw_file_reads_and_becomes_mha(tmp_path: Path) -> None:
         read_itk(path)
 
 
-@pytest.mark.parametrize("format_name", ["JPEG", "BMP"])
-def test_photographs_are_read_only(tmp_path: Path, format_name: str) -> None:
-    pixels = (np.add.outer(np.arange(48), np.arange(32)) * 2).astype(np.uint8)  # 48 rows, 32 columns
-    path = tmp_path / f"scan.{'jpg' if format_name == 'JPEG' else 'bmp'}"
-    Image.fromarray(pixels).save(path, format_name, **({"quality": 95} if format_name == "JPEG" else {}))
-    volume = read_itk(path)
-    assert volume.array.shape == (32, 48)
-    assert np.abs(volume.array - pixels.T).max() <= (3 if format_name == "JPEG" else 0)
-    assert np.array_equal(volume.affine, np.diag([-1.0, -1, 1, 1]))
-    with pytest.raises(OutputError, match="cannot write"):
-        write_itk(tmp_path / f"copy{path.suffix}", volume.array, path)
-    whole = path.read_bytes()
-    for length in (0, 1, 60, len(whole) // 2, len(whole) - 1 if format_name == "BMP" else len(whole) - 20):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ScanFileError):
-            read_itk(path)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif"])
-def test_colour_is_refused(tmp_path: Path, name: str) -> None:
-    Image.fromarray(np.zeros((6, 5, 3), np.uint8)).save(tmp_path / name)
-    with pytest.raises(ScanFileError, match=r"3 components|RGB"):
-        read_itk(tmp_path / name)
-
-
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
 def test_vectors_complex_and_4d_are_refused(tmp_path: Path, suffix: str) -> None:
     path = str(tmp_path / f"scan{suffix}")
@@ -165,7 +128,7 @@ def test_vectors_complex_and_4d_are_refused(tmp_path: Path, suffix: str) -> None
         read_itk(Path(path))
 
 
-@pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "a.tif"])
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
 def test_nan_is_refused_with_its_count(tmp_path: Path, name: str) -> None:
     stored = random_voxels("float32", (6, 5))
     stored[2, 1:4] = np.nan
@@ -173,25 +136,17 @@ def test_nan_is_refused_with_its_count(tmp_path: Path, name: str) -> None:
         read_itk(save(tmp_path / name, stored))
 
 
-TRUNCATED = [("a.mha", False), ("a.mha", True), ("a.nrrd", False), ("a.nrrd", True), ("a.tif", False), ("a.png", True)]
-
-
-@pytest.mark.parametrize("name, compress", TRUNCATED)
+@pytest.mark.parametrize("name, compress", [("a.mha", False), ("a.mha", True), ("a.nrrd", False), ("a.nrrd", True)])
 def test_truncated_files_are_refused(tmp_path: Path, name: str, compress: bool) -> None:
-    stored = random_voxels("uint16", (37, 61) if name.endswith("png") else (37, 61, 5))
-    path = save(tmp_path / name, stored, compress)
+    path = save(tmp_path / name, random_voxels("uint16", (37, 61, 5)), compress)
     whole = path.read_bytes()
     for missing in (1, 3, 40, len(whole) // 10, len(whole) // 2, len(whole) - 30, len(whole) - 1, len(whole)):
         path.write_bytes(whole[: len(whole) - missing])
-        try:
-            found = read_itk(path)
-        except ScanFileError:
-            continue
-        assert name == "a.tif"  # ITK ends a TIFF with text that no voxel needs
-        assert np.array_equal(found.array, stored)
+        with pytest.raises(ScanFileError):
+            read_itk(path)
 
 
-@pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "a.png"])
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
 def test_flipped_bits_of_compressed_voxels_are_refused(tmp_path: Path, name: str) -> None:
     """ITK reads 98 of 100 such MetaImages without a word, with wrong voxels."""
     stored = random_voxels("uint16", (37, 61))
@@ -215,7 +170,7 @@ def test_headers_that_claim_too_much_are_refused_before_allocation(tmp_path: Pat
 
 
 def test_foreign_content_and_missing_files(tmp_path: Path) -> None:
-    for suffix in (".mha", ".nrrd", ".png", ".tif", ".jpg", ".bmp"):
+    for suffix in (".mha", ".nrrd"):
         path = tmp_path / f"text{suffix}"
         path.write_text("this is a text file\n" * 20)
         with pytest.raises(ScanFileError) as caught:
@@ -227,13 +182,6 @@ def test_foreign_content_and_missing_files(tmp_path: Path) -> None:
             read_itk(path)
         with pytest.raises(UsageError, match="no such file"):
             read_itk(tmp_path / f"none{suffix}")
-
-
-def test_tiff_pages_of_unequal_size_are_refused(tmp_path: Path) -> None:
-    pages = [Image.fromarray(np.zeros(shape, np.uint8)) for shape in ((6, 5), (6, 5), (3, 3))]
-    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(ScanFileError, match=r"pages|ITK cannot read"):
-        read_itk(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("suffix, dtype", [(".mha", "int16"), (".nrrd", "float32")])
@@ -254,12 +202,8 @@ def test_new_file_from_an_affine(tmp_path: Path, suffix: str, dtype: str) -> Non
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path, oblique: np.ndarray) -> None:
     flat, deep = np.zeros((6, 5), np.float32), np.zeros((6, 5, 4), np.float32)
     cases: list[tuple[str, np.ndarray, str, str]] = [
-        ("a.png", flat, "int16", "png files hold uint8, uint16; got int16"),
-        ("a.png", deep, "uint8", "cannot hold shape"),
-        ("a.tif", flat, "float64", "got float64"),
-        ("a.tif", deep[..., :1], "uint8", "cannot hold shape"),
         ("a.mha", flat, "int16", "where this slice lies"),
-        ("a.bmp", flat, "uint8", "cannot write .bmp"),
+        ("a.mhd", flat, "uint8", "cannot write .mhd"),
     ]
     for name, values, dtype, word in cases:
         with pytest.raises(OutputError, match=word):
@@ -267,15 +211,6 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path, oblique: np.ndarra
     path = save(tmp_path / "scan.mha", deep)
     with pytest.raises(OutputError, match="does not fit"):
         plan_itk(tmp_path / "copy.mha", flat, path)
-
-
-def test_pictures_from_an_affine_keep_the_voxel_size_and_say_what_is_lost(
-    tmp_path: Path, oblique: np.ndarray, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "a.png"
-    plan_itk_from_affine(path, random_voxels("uint8", (6, 5)), oblique, "uint8").save(path)
-    assert "no position" in caplog.text
-    assert np.allclose(read_itk(path).spacing, np.linalg.norm(oblique[:3, :2], axis=0), rtol=1e-4)
 
 
 def test_failed_write_is_an_output_error(tmp_path: Path) -> None:
@@ -286,12 +221,11 @@ def test_failed_write_is_an_output_error(tmp_path: Path) -> None:
 
 def test_nothing_on_stderr_and_no_simpleitk_at_import(tmp_path: Path) -> None:
     """Warnings of C++ libraries bypass Python's stderr, so they are looked for in a process of its own."""
-    for name in ("a.mha", "a.tif", "a.png", "a.nrrd"):
+    for name in ("a.mha", "a.nrrd"):
         save(tmp_path / name, random_voxels("uint8", (37, 61)))
         whole = (tmp_path / name).read_bytes()
         (tmp_path / f"bad_cut{name[1:]}").write_bytes(whole[: len(whole) // 2])
         (tmp_path / f"bad_text{name[1:]}").write_text("this is a text file\n" * 20)
-    Image.fromarray(np.zeros((6, 5), np.uint8)).save(tmp_path / "tags.tif", tiffinfo={50838: 5})
     program = (
         "import sys; from pathlib import Path; import adl_monai.data.itk as itk\n"
         "from adl_monai.errors import AdlError\n"

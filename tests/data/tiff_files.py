@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 Tags = Mapping[int, tuple[int, Sequence[int] | bytes] | None]
-CODES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "I", 7: "s", 8: "h", 16: "Q"}
+CODES = {0: "H", 1: "B", 2: "s", 3: "H", 4: "I", 5: "I", 7: "s", 8: "h", 13: "I", 16: "Q", 99: "H"}
 FORMATS = {"u": 1, "i": 2, "f": 3, "c": 6}
 
 

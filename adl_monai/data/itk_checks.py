@@ -1,7 +1,7 @@
-"""Checks of MetaImage, NRRD, PNG and TIFF files that ITK leaves out.
+"""Checks of MetaImage and NRRD files that ITK leaves out.
 
-ITK ignores the checksums of compressed MetaImage and NRRD voxels and reads a truncated multi-page TIFF as a shorter
-stack (measured with SimpleITK 2.5). These checks need no voxels in memory and run before ITK allocates any.
+ITK ignores the checksums of compressed voxels (measured with SimpleITK 2.5). These checks need no voxels in memory and
+run before ITK allocates any.
 """
 
 from __future__ import annotations
@@ -11,36 +11,24 @@ import re
 import zlib
 from pathlib import Path
 
-from adl_monai.data.tiff_checks import check_tiff
-from adl_monai.data.tiff_tags import read_tiff
 from adl_monai.errors import ScanFileError
 
-_MOST_EXPANSION = 2000  # beyond what deflate (1032) and TIFF's LZW can do
+_MOST_EXPANSION = 2000  # beyond what deflate can do (1032)
 _CHUNK = 1 << 20
 _MAX_HEADER = 1 << 20
-_PNG_COLOURS = {2: "RGB colour", 3: "colours from a palette", 4: "grey with transparency", 6: "RGB with transparency"}
 
 
-def check_structure(path: Path, kind: str) -> int:
+def check_structure(path: Path, kind: str) -> None:
     """Check what can be checked before ITK sees the file, whose libraries complain on stderr.
 
     Args:
         path: The file.
-        kind: ``mha``, ``nrrd``, ``png`` or ``tiff``.
-
-    Returns:
-        The number of pages of a TIFF, else 1.
+        kind: ``mha`` or ``nrrd``.
 
     Raises:
-        ScanFileError: If the file is of another format or cut short, or (TIFF, PNG) not one grey image.
+        ScanFileError: If the file is of another format or cut short.
     """
-    if kind == "tiff":
-        tiff = read_tiff(path)
-        check_tiff(path, tiff)
-        return len(tiff.pages)
-    if kind == "png":
-        check_png_chunks(path)
-    elif kind == "mha":
+    if kind == "mha":
         missing = {"ndims", "dimsize", "elementtype", "elementdatafile"} - _metaimage_fields(path)[0].keys()
         if missing:
             raise ScanFileError(f"{path}: this is not a MetaImage file, or its header is cut short.")
@@ -48,7 +36,6 @@ def check_structure(path: Path, kind: str) -> int:
         with path.open("rb") as file:
             if file.read(4) != b"NRRD":
                 raise ScanFileError(f"{path}: this is not a NRRD file; it is damaged or of another format.")
-    return 1
 
 
 def check_voxel_bytes(path: Path, kind: str, claimed: int) -> None:
@@ -56,7 +43,7 @@ def check_voxel_bytes(path: Path, kind: str, claimed: int) -> None:
 
     Args:
         path: The file.
-        kind: ``mha``, ``nrrd``, ``png`` or ``tiff``.
+        kind: ``mha`` or ``nrrd``.
         claimed: Bytes of all voxels, by the header.
 
     Raises:
@@ -64,46 +51,8 @@ def check_voxel_bytes(path: Path, kind: str, claimed: int) -> None:
     """
     if kind == "mha":
         _check_metaimage(path, claimed)
-    elif kind == "nrrd":
-        _check_nrrd(path, claimed)
     else:
-        _check_expansion(path, path, claimed)
-
-
-def check_png_chunks(path: Path) -> None:
-    """Compare the checksum of every chunk of a PNG file, and refuse colour and transparency.
-
-    Raises:
-        ScanFileError: If a checksum differs, the file ends early or a pixel is more than one grey value.
-    """
-    colour, transparent = 0, False
-    with path.open("rb") as file:
-        signature, ended = file.read(8), False
-        while signature == b"\x89PNG\r\n\x1a\n" and not ended:
-            head = file.read(8)
-            body = file.read(int.from_bytes(head[:4], "big") + 4) if len(head) == 8 else b""
-            if len(body) < 4 or zlib.crc32(head[4:] + body[:-4]) != int.from_bytes(body[-4:], "big"):
-                break
-            ended = head[4:] == b"IEND"
-            colour = body[9] if head[4:] == b"IHDR" and len(body) > 9 else colour
-            transparent = transparent or head[4:] == b"tRNS"
-    if not ended:
-        raise ScanFileError(f"{path}: this is not a whole PNG file; it is cut short, damaged or of another format.")
-    if colour or transparent:
-        found = _PNG_COLOURS.get(colour, "grey with a transparent value")
-        raise ScanFileError(
-            f"{path}: pixels are {found}; expected one grey value a pixel. Convert the image to grey, without "
-            "transparency."
-        )
-
-
-def count_tiff_pages(path: Path) -> int:
-    """The number of pages of a TIFF whose directories and strips all lie inside the file; see `read_tiff`.
-
-    Raises:
-        ScanFileError: If the chain of pages is broken, cyclic or points outside the file.
-    """
-    return len(read_tiff(path).pages)
+        _check_nrrd(path, claimed)
 
 
 def _metaimage_fields(path: Path) -> tuple[dict[str, str], int]:
