@@ -15,7 +15,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
-from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles, write_bundle
+from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles
+from adl_monai.bundle_of_a_run import write_bundle
 from adl_monai.errors import UsageError, surfacing_user_errors
 from adl_monai.networks import EfficientUNet
 from adl_monai.stages.train import train
@@ -185,8 +186,8 @@ def test_the_bundle_refuses_a_folder_without_scans(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     overrides = {"dataset_dir": str(tmp_path / "empty"), "output_dir": str(tmp_path / "out"), "device#name": "cpu"}
     workflow = open_workflow(shipped_bundle(3), ("inference",), "infer", overrides)
+    workflow.initialize()
     with pytest.raises(UsageError, match="holds no scans"), surfacing_user_errors():
-        workflow.initialize()
         workflow.run()
 
 

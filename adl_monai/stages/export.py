@@ -13,7 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from adl_monai.bundle import find_bundle, inference_overrides, load_weights, metadata_of_a_run, network_definition
+from adl_monai.bundle import find_bundle, inference_overrides, load_weights, network_definition
+from adl_monai.bundle_of_a_run import metadata_of_a_run
 from adl_monai.bundle_values import read_metadata
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.quiet import quiet_libraries
