@@ -97,6 +97,8 @@ def _folder_of_weights(path: Path) -> Path:
         weights = file.parent.parent / "models" / "model.pt"
         if weights.is_file() and weights.samefile(path):
             return file.parent.parent.resolve()
+    if path.name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+        raise ModelError(f"model {str(path)!r} is an archive; unpack it, and pass the bundle folder that was in it.")
     raise ModelError(
         f"model {str(path)!r} is a file, but not a bundle's models/model.pt; no other is taken. Pass the folder that "
         "adl-monai train wrote, whose best weights are used; for other weights, a copy of its bundle folder with these "
@@ -233,43 +235,3 @@ def load_denoiser(
         percentiles=(float(lower), float(upper)),
         **parts,
     )
-
-
-def write_bundle(source: Path, target: Path, network_def: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Copy a shipped bundle's files, with the network and plain values of one training run.
-
-    What is said of the shipped weights (their figures, hash and model card) is left out, as are the weights.
-
-    Args:
-        source: Shipped bundle.
-        target: Folder to write; existing config files in it are replaced.
-        network_def: Arguments of the trained network, ``_target_`` included.
-        values: Of ``PLAIN_KEYS``, those that the run changed.
-    """
-    for path in source.rglob("*"):
-        relative = path.relative_to(source)
-        left_out = relative.parts[0] == "models" or path.name == MODEL_CARD or "__pycache__" in relative.parts
-        if path.is_file() and not left_out:
-            destination = target / relative
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            destination.write_bytes(path.read_bytes())
-    (target / "models").mkdir(parents=True, exist_ok=True)
-    path = target / "configs" / "metadata.json"
-    metadata = metadata_of_a_run(source)
-    path.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    path = target / "configs" / "default.json"  # which is laid over train.json
-    path.write_text(json.dumps({"network_def#filters": list(network_def["filters"])}) + "\n", encoding="utf-8")
-    for name, multi_scale in (("inference", False), ("train", True)):
-        path = target / "configs" / f"{name}.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["network_def"] = {**network_def, "multi_scale": multi_scale}
-        config.update({key: value for key, value in values.items() if key in config})
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def metadata_of_a_run(source: Path) -> dict[str, Any]:
-    """A shipped bundle's metadata without what is said of its weights."""
-    metadata: dict[str, Any] = json.loads((source / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    metadata.pop(WEIGHTS_HASH, None)
-    metadata.update(data_source="the scans of the manifest it was trained with", eval_metrics={})
-    return metadata

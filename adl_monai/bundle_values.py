@@ -160,6 +160,28 @@ def find_code(value: Any) -> str | None:
     return None
 
 
+def with_plain_values(config: Any, run: Any) -> Any:
+    """A config of ours with the plain values of a run's config laid over it.
+
+    Expressions, references and what names something to call stay ours, and so does what stands in their place in the
+    run: nothing that its options brought along is run by whoever gets its bundle.
+
+    Args:
+        config: A shipped config, or a part of it.
+        run: The same of a run, of JSON's types.
+    """
+    if find_code(run) is None and (find_code(config) is None or not isinstance(config, dict | list)):
+        return run
+    if not isinstance(config, dict) or not isinstance(run, dict) or config.get("_target_") != run.get("_target_"):
+        return config
+    known = {
+        key: value if key.startswith("_") or key not in run else with_plain_values(value, run[key])
+        for key, value in config.items()
+    }
+    added = {key: value for key, value in run.items() if key not in config and find_code({key: value}) is None}
+    return {**known, **added}
+
+
 def first_line(error: Exception) -> str:
     """The start of an exception's text, for one line of a message."""
     text = str(error).strip()

@@ -227,7 +227,10 @@ def prepare(context: dict[str, Any], sources: tuple[Path, ...], output: Path, **
 @OVERWRITE
 @click.pass_obj
 def export(context: dict[str, Any], model: Path, **options: Any) -> None:
-    """Write a trained MODEL (run or bundle folder) for other programs."""
+    """Write a trained MODEL (run or bundle folder) for other programs.
+
+    MONAI Deploy finds the configs in a .ts file only as long as it keeps the name it is written with.
+    """
     from adl_monai.stages.export import export as run
 
     path = run(model, **options)

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""What a file is called, and writing it whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adl_monai.errors import OutputError
+
+
+def named_path(path: Path) -> Path:
+    """The absolute path, without following a link that stands last: its name may be all that tells what it is.
+
+    Links on the way are followed, so that ``..`` means what it does to the system.
+    """
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from adl_monai.errors import ManifestError, UsageError
+from adl_monai.files import named_path
 from adl_monai.manifest_format import SPLITS, Frozen, ManifestFile, Split, SyntheticEntry, listing, parse_manifest
 
 PACKAGE_PREFIX = "package:"
@@ -105,14 +106,6 @@ def check_pairs(manifest: Manifest) -> None:
         ScanFileError: For a scan that cannot be read.
     """
     _check_grids(manifest.path, [case for split in SPLITS for case in getattr(manifest, split)])
-
-
-def named_path(path: Path) -> Path:
-    """The absolute path, without following a link that stands last: its name may be all that tells what it is.
-
-    Links on the way are followed, so that ``..`` means what it does to the system.
-    """
-    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def stays_in(folder: Path, path: Path) -> bool:

@@ -61,7 +61,8 @@ def identity_model(tmp_path: Path) -> Callable[[int], Path]:
     def make(spatial_dims: int, strength: float = 0.0) -> Path:
         import torch
 
-        from adl_monai.bundle import shipped_bundle, write_bundle
+        from adl_monai.bundle import shipped_bundle
+        from adl_monai.bundle_of_a_run import write_bundle
         from adl_monai.networks import EfficientUNet
 
         arguments = {

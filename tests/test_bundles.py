@@ -15,7 +15,9 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
-from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles, write_bundle
+from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles
+from adl_monai.bundle_of_a_run import write_bundle
+from adl_monai.errors import UsageError, surfacing_user_errors
 from adl_monai.networks import EfficientUNet
 from adl_monai.stages.train import train
 from tests.conftest import TINY, TINY_2D
@@ -151,6 +153,7 @@ def test_the_command_line_trains_what_the_bundle_trains(spatial_dims: int, manif
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "INFO: epoch 3/3" in done.stderr, "its logging.conf tells how it goes"
     ours = torch.load(tmp_path / "ours" / "bundle" / "models" / "model.pt", weights_only=True)
     theirs = torch.load(tmp_path / "theirs" / "bundle" / "models" / "model.pt", weights_only=True)
     assert ours.keys() == theirs.keys()
@@ -174,8 +177,18 @@ def test_the_bundle_writes_what_the_command_line_writes(tmp_path: Path, identity
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert f"INFO: wrote {tmp_path / 'theirs' / 'scan_denoised.nii'}" in done.stderr
     ours, theirs = tmp_path / "ours" / "scan_denoised.nii", tmp_path / "theirs" / "scan_denoised.nii"
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_the_bundle_refuses_a_folder_without_scans(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    overrides = {"dataset_dir": str(tmp_path / "empty"), "output_dir": str(tmp_path / "out"), "device#name": "cpu"}
+    workflow = open_workflow(shipped_bundle(3), ("inference",), "infer", overrides)
+    workflow.initialize()
+    with pytest.raises(UsageError, match="holds no scans"), surfacing_user_errors():
+        workflow.run()
 
 
 @DIMS

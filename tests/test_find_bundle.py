@@ -58,3 +58,10 @@ def test_any_other_file_is_refused(name: str, identity_model: Model, manifest: P
             train(manifest, tmp_path / "new", **option)
     assert not (tmp_path / "new").exists()
     assert find_bundle(run) == run / "bundle"
+
+
+def test_an_archive_is_to_be_unpacked(identity_model: Model, tmp_path: Path) -> None:
+    for kind in ("zip", "gztar"):
+        archive = shutil.make_archive(str(tmp_path / "mine"), kind, identity_model(3))
+        with pytest.raises(ModelError, match="unpack it"):
+            find_bundle(archive)

@@ -35,6 +35,7 @@ def test_the_wheel_denoises_in_a_clean_environment(tmp_path: Path, identity_mode
     for dims in (2, 3):
         for name in ("train", "default", "multi_gpu_train", "evaluate", "inference", "metadata"):
             assert f"adl_monai/pipelines/adl{dims}d/configs/{name}.json" in names
+        assert f"adl_monai/pipelines/adl{dims}d/configs/logging.conf" in names
         assert f"adl_monai/pipelines/adl{dims}d/LICENSE" in names
     assert "adl_monai/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "pipelines/"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -14,14 +15,16 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import LoadImaged, MapTransform
+from monai.transforms import LoadImaged, SaveImaged
 
 from adl_monai.data.derivation import Derivation
 from adl_monai.data.formats import OUTPUT_SUFFIXES, output_format, scan_format, scan_stem, scan_suffix
 from adl_monai.data.io import read_volume, write_volume
-from adl_monai.data.output import check_output
+from adl_monai.data.output import check_output, make_folder_of
 from adl_monai.data.volume import Volume
-from adl_monai.errors import OutputError, ScanFileError, UsageError
+from adl_monai.errors import ScanFileError, UsageError
+
+logger = logging.getLogger(__name__)
 
 SYNTHETIC = "synthetic:"
 _FILTERS = Lock()  # threads share the filters of warnings, and each puts back those that it found
@@ -120,8 +123,10 @@ class StrictLoadImaged(LoadImaged):
         self._loader.readers = [reader]
 
 
-class SaveImageLiked(MapTransform):
+class SaveImageLiked(SaveImaged):
     """Write an image like the scan it came from: same format, geometry, type and scale.
+
+    It is a `SaveImaged`, whose own writing it replaces, so that MONAI Label, which writes by itself, leaves it out.
 
     The output is ``<output_dir>/<source's name>_<output_postfix><source's suffix>``, or the path in
     ``data[output_key]``. A DICOM series gives a folder with a derived series, a DICOM file a derived file. Adds
@@ -154,7 +159,7 @@ class SaveImageLiked(MapTransform):
         checkpoint: str | Path | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
         self.checkpoint = checkpoint
         self.source_key = source_key
         self.output_dir = Path(output_dir)
@@ -190,10 +195,7 @@ class SaveImageLiked(MapTransform):
             path = Path(given)
         else:
             path = default_output_path(name, self.output_dir, self.output_postfix, self.output_ext)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{path.parent}: this folder cannot be made ({error.strerror}).") from error
+        make_folder_of(path)
         check_output(path, source, self.overwrite)
         affine = image.affine if isinstance(image, MetaTensor) else meta["original_affine"]
         clipped = write_volume(
@@ -206,6 +208,7 @@ class SaveImageLiked(MapTransform):
             overwrite=self.overwrite,
             derivation=self._derivation(path),
         )
+        logger.info("wrote %s", path)
         return path, clipped
 
     def _derivation(self, path: Path) -> Derivation | None:

@@ -17,6 +17,21 @@ _OURS = re.compile(r"IM_\d{4,}\.dcm")
 _TAKEN = "another process wrote this output meanwhile; it was left as it is."
 
 
+def make_folder_of(output: Path) -> None:
+    """Make the folder that an output goes into.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"folder {output.parent} cannot be made ({error.strerror}); choose another -o (--output_dir in "
+            "MONAI's runner)."
+        ) from error
+
+
 def check_output(path: Path, source: Path | None = None, overwrite: bool = False) -> None:
     """Refuse an output before any work is done for it.
 

@@ -101,7 +101,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ModelError(
             f"{path}, the model that the run starts from or holds, cannot be read ({error.strerror or error}); put it "
-            "back, or start a new run with another."
+            "back, or start a new run with another. Expected is a bundle's models/model.pt: models have names (adl3d) "
+            "in adl-monai train alone."
         ) from error
     return state
 

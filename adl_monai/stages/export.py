@@ -13,7 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from adl_monai.bundle import find_bundle, inference_overrides, load_weights, metadata_of_a_run, network_definition
+from adl_monai.bundle import find_bundle, inference_overrides, load_weights, network_definition
+from adl_monai.bundle_of_a_run import metadata_of_a_run
 from adl_monai.bundle_values import read_metadata
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.quiet import quiet_libraries
@@ -28,7 +29,8 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
         model: See ``adl_monai.bundle.find_bundle``.
         output: A folder for ``bundle``, a file otherwise.
         kind: ``bundle``, ``torchscript`` or ``onnx`` (needs the packages onnx and onnxscript). Both network files take
-            any batch, and sizes that are multiples of 8.
+            any batch, and sizes that are multiples of 8. A TorchScript file holds its own name, under which MONAI
+            Deploy looks for its configs: it must not be renamed.
         overwrite: Replace an existing output.
 
     Returns:
@@ -54,10 +56,10 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose another -o.") from error
-    temporary = output.with_name(f".tmp.{output.name}")
     options = _onnx_options(spatial_dims) if kind == "onnx" else {}
     try:
-        with TemporaryDirectory() as folder, quiet_libraries(), _quiet_onnx():
+        with TemporaryDirectory(prefix=".tmp.", dir=output.parent) as folder, quiet_libraries(), _quiet_onnx():
+            temporary = Path(folder, output.name)  # torch calls the folder inside the file by the file's name
             metadata, config = _describe(root, Path(folder))
             (ckpt_export if kind == "torchscript" else onnx_export)(
                 net_id="network_def",
@@ -68,11 +70,9 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
                 input_shape=[1, 1] + [64] * spatial_dims,
                 **options,
             )
-        os.replace(temporary, output)
+            os.replace(temporary, output)
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror or error}); choose another place.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return output
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from adl_monai.data.cases import preview_path, refuse_shared, without_results
 from adl_monai.data.formats import OUTPUT_SUFFIXES, find_scans, is_scan, scan_suffix
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.monai_io import default_output_path
-from adl_monai.data.output import check_output
+from adl_monai.data.output import check_output, make_folder_of
 from adl_monai.errors import OutputError, UsageError
-from adl_monai.files import replacing
-from adl_monai.manifest import load_manifest, named_path
+from adl_monai.files import named_path, replacing
+from adl_monai.manifest import load_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,7 @@ class Job:
     @property
     def preview(self) -> Path:
         """Where the picture of it goes."""
-        stem = self.output.name.removesuffix(scan_suffix(self.output))
-        return self.output.with_name(f"{stem}_preview.png")
+        return preview_path(self.output)
 
 
 def plan_jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
@@ -73,13 +73,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
         if output is not None and (output.is_file() or (scan_suffix(output) and not output.is_dir())):
             raise OutputError(f"{output} names a file, but {len(sources)} scans need a folder; pass a folder with -o.")
         jobs = [_job(source, folder) for source in sources]
-    counts = Counter(job.output for job in jobs)
-    shared = [str(path) for path, count in counts.items() if count > 1]
-    if shared:
-        raise UsageError(
-            f"several inputs have the same name and would all be written to {shared[0]}; give them in separate runs "
-            "with different -o folders."
-        )
+    refuse_shared(job.output for job in jobs)
     _keep_apart(jobs)
     return jobs
 
@@ -98,12 +92,7 @@ def check_outputs(jobs: Sequence[Job], overwrite: bool, preview: bool = False) -
     if preview:
         _check_previews(jobs, overwrite)
     for job in jobs:
-        try:
-            job.output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"folder {job.output.parent} cannot be made ({error.strerror}); choose another -o."
-            ) from error
+        make_folder_of(job.output)
         if job.output.is_file() and not overwrite:
             raise OutputError(
                 f"output {job.output} exists; pass --overwrite to replace it, --resume to leave it, or another -o."
@@ -193,25 +182,7 @@ def _scans_of(path: Path, folder: Path) -> list[Path]:
     """The scans that an input stands for; of those that were found, not named, without the outputs of the others."""
     path = _at_home(path)
     scans = _expand(path)
-    if not path.is_dir():
-        return scans
-    of_this_run = _made([_job(scan, folder) for scan in scans])
-    beside = _made([_job(scan, scan.parent) for scan in scans])
-    earlier = [scan for scan in scans if named_path(scan) in beside - of_this_run]
-    if earlier:
-        logger.warning(
-            "%s: %d results of an earlier run, which lie beside their scans, are left out (%s%s); name them to "
-            "denoise them again.",
-            path,
-            len(earlier),
-            ", ".join(scan.name for scan in earlier[:3]),
-            ", ..." if len(earlier) > 3 else "",
-        )
-    return [scan for scan in scans if named_path(scan) not in of_this_run | beside]
-
-
-def _made(jobs: Sequence[Job]) -> set[Path]:
-    return {named_path(made) for job in jobs for made in (job.output, job.preview)}
+    return without_results(path, scans, folder) if path.is_dir() else scans
 
 
 def _job(source: Path, folder: Path) -> Job:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from adl_monai.errors import ManifestError, OutputError, UsageError
-from adl_monai.manifest import Manifest, check_pairs, load_manifest, named_path, stays_in
+from adl_monai.files import named_path
+from adl_monai.manifest import Manifest, check_pairs, load_manifest, stays_in
 from adl_monai.manifest_format import SPLITS, listing
 from adl_monai.stages.patients import Scan, name_patients
 

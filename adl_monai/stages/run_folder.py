@@ -14,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.handlers import TensorBoardHandler
 
-from adl_monai.bundle import write_bundle
+from adl_monai.bundle_of_a_run import write_bundle
 from adl_monai.bundle_values import PLAIN_KEYS
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.stages.run_options import Options, record_options
@@ -79,7 +79,7 @@ class RunFolder:
             record_options(self.path, options)
         self._begun = True
         plain = {key: parser[key] for key in PLAIN_KEYS if key in parser}
-        write_bundle(source, self.path / "bundle", parser["network_def"], plain)
+        write_bundle(source, self.path / "bundle", parser["network_def"], plain, parser[""])
         shutil.rmtree(self.path / REPLACED, ignore_errors=True)
 
     def close(self, components: Mapping[str, Any]) -> None:

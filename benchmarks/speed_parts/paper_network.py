@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from timing import interleave
 
-from adl_monai.bundle import load_denoiser, shipped_bundle, write_bundle
+from adl_monai.bundle import load_denoiser, shipped_bundle
+from adl_monai.bundle_of_a_run import write_bundle
 from adl_monai.compute import autocast_dtype
 from adl_monai.networks import EfficientUNet
 from speed_parts.roofline import count_flops, random_tile

@@ -6,7 +6,16 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImage, LoadImaged, Orientationd, Spacingd
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImage,
+    LoadImaged,
+    Orientationd,
+    SaveImaged,
+    Spacingd,
+)
 
 from adl_monai.data.io import read_volume
 from adl_monai.data.monai_io import SaveImageLiked, StrictLoadImaged, VolumeReader, default_output_path
@@ -146,6 +155,19 @@ def test_plain_tensors_and_half_precision(tmp_path: Path, as_meta: bool) -> None
     item["pred"] = (item["image"] if as_meta else item["image"].as_tensor()).to(torch.bfloat16).requires_grad_()
     saved = SaveImageLiked("pred", output_dir=tmp_path)(item)
     assert np.array_equal(read_volume(saved["pred_path"]).array, item["pred"].detach().float().numpy()[0])
+
+
+def test_it_counts_as_what_saves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MONAI Label leaves out what is a ``SaveImaged``; MONAI Deploy, what has SaveImage in its name."""
+    save = SaveImageLiked("pred", output_dir=tmp_path / "out", allow_missing_keys=True)
+    assert isinstance(save, SaveImaged)
+    assert not (tmp_path / "out").exists()
+    image = StrictLoadImaged("image", ensure_channel_first=True)({"image": str(volume_file(tmp_path))})
+    assert save(image) == image
+    with caplog.at_level("INFO", "adl_monai"):
+        saved = save({**image, "pred": image["image"]})
+    assert f"wrote {saved['pred_path']}" in caplog.text
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan_denoised.nii.gz"]
 
 
 def test_outputs_can_be_named_and_are_guarded(tmp_path: Path) -> None:

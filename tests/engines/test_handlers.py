@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adl_monai.engines.preview import preview_row
 from adl_monai.engines.progress import ProgressHandler
+from adl_monai.engines.start import StartHandler
+from adl_monai.errors import ModelError
 from adl_monai.stages.train import train
 from tests.conftest import TINY
 
@@ -107,3 +110,8 @@ def test_the_last_epoch_is_validated_whatever_the_interval(
     lines = (tmp_path / "run" / "train.log").read_text().splitlines()
     found = [int(re.search(r"epoch (\d+)/5", line)[1]) for line in lines if "psnr " in line]
     assert found == validated
+
+
+def test_a_models_name_is_none_of_a_file() -> None:
+    with pytest.raises(ModelError, match=r"models/model\.pt: models have names"):
+        StartHandler("adl3d", [torch.nn.Conv2d(1, 1, 1)])(Engine(lambda *_: None))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
 from adl_monai.errors import OutputError
 from adl_monai.stages import run_folder
@@ -134,7 +135,8 @@ def test_a_kill_leaves_the_old_run_or_the_new_one(renames: int, manifest: Path, 
         os.rename = killing
         run_folder.write_bundle = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 
-    assert in_a_child(lambda: folder.begin(tmp_path, {"network_def": {}}, new), arrange) == signal.SIGKILL  # type: ignore[arg-type]
+    parser = ConfigParser({"network_def": {}})
+    assert in_a_child(lambda: folder.begin(tmp_path, parser, new), arrange) == signal.SIGKILL
     restore(finished)
     options = json.loads((finished / "options.json").read_text())
     if renames < 5:

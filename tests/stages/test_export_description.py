@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from monai.data import load_net_with_metadata
@@ -58,3 +59,13 @@ def test_a_shipped_model_is_described_as_shipped(tmp_path: Path) -> None:
     configs = shipped_bundle(2) / "configs"
     assert metadata["weights_sha256"] == json.loads((configs / "metadata.json").read_text())["weights_sha256"]
     assert config == json.loads((configs / "inference.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["model.ts", "adl3d.v1.ts"])
+def test_the_folder_inside_the_file_has_the_files_name(identity_model: Model, tmp_path: Path, name: str) -> None:
+    """MONAI Deploy reads ``<stem>/extra/inference.json``, and goes without a config where there is none."""
+    path = export(identity_model(3), tmp_path / "out" / name, kind="torchscript")
+    entries = ZipFile(path).namelist()
+    assert {entry.split("/")[0] for entry in entries} == {path.stem}
+    assert {f"{path.stem}/extra/{config}.json" for config in ("metadata", "inference")} <= set(entries)
+    assert list(path.parent.iterdir()) == [path], "nothing is left beside it"
