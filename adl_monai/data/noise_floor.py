@@ -164,7 +164,7 @@ class NoiseFloord(MapTransform):
         keys: The denoised image(s).
         noisy_key: The network's input, of the same shape, whose ``modality`` (meta field) counts.
         noise_floor: ``remove`` leaves the denoised image as it is, ``keep`` keeps means, ``auto`` keeps them where a
-            modality other than MR is named, and warns where the mean fell otherwise.
+            modality other than MR is named, and warns where none is and the mean fell.
         spatial_dims: Of the network.
         allow_missing_keys: Skip keys that a case does not have.
 
@@ -192,13 +192,14 @@ class NoiseFloord(MapTransform):
         if self.noise_floor == "remove":
             return case
         meta = getattr(case[self.noisy_key], "meta", {})
-        keep = keeps_means(self.noise_floor, meta.get("modality", ""))
+        modality = meta.get("modality", "")
+        keep = keeps_means(self.noise_floor, modality)
         noisy = convert_to_tensor(case[self.noisy_key], track_meta=False, dtype=torch.float32)
         for key in self.key_iterator(case):
             denoised = convert_to_tensor(case[key], track_meta=False, dtype=torch.float32, device=noisy.device)
             if keep:
                 case[key] = convert_to_dst_type(keep_means(noisy, denoised, self.spatial_dims), case[key])[0]
-            else:
+            elif not modality:
                 offset, scale = meta.get("intensity_offset", 0.0), meta.get("intensity_scale", 1.0)
                 before, after = (float(image.mean(dtype=torch.float64)) * scale + offset for image in (noisy, denoised))
                 warn_of_fall(meta.get("filename_or_obj", "the image"), before, after, offset)

@@ -91,8 +91,8 @@ def denoise(
         if model is None:
             axes = fitting_axes(volume.array.shape, volume.spacing)
             model = load_denoiser(None, spatial_dims=axes, device=device, precision=precision, ensemble=ensemble)
-        if keeps_means(noise_floor, volume.modality):
-            noise_floor = "keep"
+        if noise_floor == "auto" and volume.modality:
+            noise_floor = "keep" if keeps_means(noise_floor, volume.modality) else "remove"
         array = denoise(
             volume.without_padding(),
             model,

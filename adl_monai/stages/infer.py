@@ -55,7 +55,7 @@ def infer(
             slower: the network runs once for each.
         noise_floor: ``remove`` lets the mean fall where noise has lifted it, as in magnitude MRI; ``keep`` keeps local
             means, as CT, PET, SPECT and counts need; ``auto`` keeps them for DICOM of other modalities than MR, and
-            warns where the mean of any other scan falls noticeably.
+            warns where the mean of a scan without a modality falls noticeably.
         series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
         time_series: Denoise NIfTI files of four axes too, each of their volumes by itself.
         overwrite: Replace existing outputs.
