@@ -19,6 +19,7 @@ from adl_monai.data.io import read_volume
 from adl_monai.errors import UsageError
 from adl_monai.stages.infer import infer
 from tests.data.conftest import build_dicom
+from tests.streaming import stand_in
 
 Model = Callable[..., Path]
 Floats = NDArray[np.float64]
@@ -180,8 +181,9 @@ def test_a_time_series_is_kept_volume_by_volume(
 
 
 def test_from_disk_to_disk_means_cannot_be_kept(
-    tmp_path: Path, identity_model: Model, rng: np.random.Generator
+    tmp_path: Path, identity_model: Model, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stand_in(monkeypatch)
     nib.save(nib.Nifti1Image(counts(rng, 1).astype(np.uint16), np.eye(4)), tmp_path / "scan.nii")
     arguments = {"model": identity_model(3), "max_memory": 0}
     with pytest.raises(UsageError, match=r"scan\.nii is too large .*--max-memory.*--noise-floor remove"):
