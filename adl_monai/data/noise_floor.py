@@ -33,6 +33,7 @@ NOTICEABLE = 0.05
 
 _ROUNDS = 2  # the second knows levels apart that the network has merged
 _CAUTION = 2.0  # times the variance of what was removed: differences in level below it are no guide
+_ROUNDING = 1e-6  # of float32, in differences of squares
 _BLANK = 7  # voxels along each axis that are equal: no noise
 
 
@@ -78,9 +79,11 @@ def keep_means(noisy: Tensor, denoised: Tensor, spatial_dims: int) -> Tensor:
 def _lines(level: Tensor, removed: Tensor, windows: _Windows) -> tuple[Tensor, Tensor]:
     """Slope and constant of ``removed`` over ``level`` in each window; flat where levels hardly differ."""
     mean_level, mean_removed = windows.means(level), windows.means(removed)
-    spread = (windows.means(level.square()) - mean_level.square()).clamp(min=0)
-    spread += _CAUTION * (windows.means(removed.square()) - mean_removed.square()).clamp(min=0)
-    slopes = (windows.means(level * removed) - mean_level * mean_removed) / spread.add(torch.finfo(spread.dtype).tiny)
+    level_square, removed_square = windows.means(level.square()), windows.means(removed.square())
+    spread = (level_square - mean_level.square()).clamp(min=0)
+    spread += _CAUTION * (removed_square - mean_removed.square()).clamp(min=0)
+    spread += _ROUNDING * (level_square + removed_square) + torch.finfo(spread.dtype).tiny
+    slopes = (windows.means(level * removed) - mean_level * mean_removed) / spread
     return slopes, mean_removed - slopes * mean_level
 
 

@@ -64,6 +64,16 @@ def test_a_constant_background_stays_so_and_the_sum_too() -> None:
     torch.testing.assert_close(kept[:, 14:-14, 14:-14].mean(), noisy[:, 14:-14, 14:-14].mean(), rtol=0.03, atol=0)
 
 
+@pytest.mark.parametrize("level", [1.0, 0.3, 700.0])
+def test_single_voxels_in_a_constant_image_come_back(level: float) -> None:
+    """The windows around them hold next to nothing, and nothing differs in them but by rounding."""
+    noisy = torch.zeros(SHAPE)
+    noisy[0, 12, 12, 12] = level
+    noisy[0, 30, 20:22, 13] = 0.7 * level
+    kept = keep_means(noisy, 0.3 * noisy + 0.1 * level, 3)
+    torch.testing.assert_close(kept, noisy, rtol=1e-3, atol=0)
+
+
 def test_what_was_taken_on_one_side_of_an_edge_is_not_given_to_the_other() -> None:
     dark, noise = ~block(), 0.05 * random()
     noisy = torch.where(dark, 0.0, 1.0) + noise
