@@ -57,6 +57,13 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     default="1",
     help="Average over so many mirror images: better, slower.  [default: 1]",
 )
+@click.option(
+    "--noise-floor",
+    type=click.Choice(["auto", "remove", "keep"]),
+    default="auto",
+    show_default=True,
+    help="What lifts the mean: removed in MRI, kept with the means in CT, PET, counts. auto asks DICOM's Modality.",
+)
 @click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
 @click.option("--time-series", is_flag=True, help="Denoise each volume of 4D NIfTI files (DWI, fMRI) by itself.")
 @OVERWRITE

@@ -5,6 +5,7 @@ from adl_monai.data.cases import list_cases
 from adl_monai.data.crop import RandPatchd
 from adl_monai.data.degradations import Degraded, RandDegraded
 from adl_monai.data.monai_io import SaveImageLiked, StrictLoadImaged, VolumeReader
+from adl_monai.data.noise_floor import NoiseFloord
 from adl_monai.data.noisy_range import RandNoisyRanged, SampledIntensitiesd
 from adl_monai.data.normalization import RobustNormalized
 from adl_monai.data.pad import PadPatchd
@@ -19,6 +20,7 @@ __all__ = [
     "CleanAsLabeld",
     "Degraded",
     "EnsureDepthd",
+    "NoiseFloord",
     "PadPatchd",
     "PatchDataset",
     "PatchLoader",

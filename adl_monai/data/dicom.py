@@ -107,7 +107,9 @@ def read_stack(stack: Stack, path: Path) -> Volume:
         padding[..., index] = False if padded is None else padded
         dtypes.add(stored.dtype)
     array, padding = (np.ascontiguousarray(a.reshape(stack.shape)) for a in (array, padding))
-    return Volume(array, stack.affine, np.result_type(*dtypes), "dicom", path, padding if padding.any() else None)
+    modality = stack.places[0][0].modality
+    padded_at = padding if padding.any() else None
+    return Volume(array, stack.affine, np.result_type(*dtypes), "dicom", path, padded_at, modality)
 
 
 def _folder_headers(folder: Path) -> list[SliceHeader]:

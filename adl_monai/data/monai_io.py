@@ -38,7 +38,8 @@ class VolumeReader(ImageReader):
     sets the intensity range nor makes an edge; `SaveImageLiked` puts it back.
 
     The metadata holds ``affine`` and ``original_affine`` (4x4, RAS mm; for 2D images too), ``spatial_shape``,
-    ``original_channel_dim`` ("no channel"), ``filename_or_obj``, ``stored_dtype``, ``scan_format`` and ``series``.
+    ``original_channel_dim`` ("no channel"), ``filename_or_obj``, ``stored_dtype``, ``scan_format``, ``modality`` (of
+    DICOM; else empty) and ``series``.
     Names that start with ``synthetic:`` are generated instead of read.
 
     Args:
@@ -81,6 +82,7 @@ class VolumeReader(ImageReader):
             "filename_or_obj": name,
             "stored_dtype": volume.dtype.str,
             "scan_format": volume.format,
+            "modality": volume.modality,
             "series": self.series or "",
         }
         return volume.without_padding(), meta

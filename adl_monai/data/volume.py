@@ -38,6 +38,7 @@ class Volume:
         path: The file or, for a DICOM series, the folder.
         padding: Where a DICOM source says "no image here" (PixelPaddingValue), of the array's shape; None if nowhere.
             These voxels mean nothing: a model must not see them, and an output gives them back.
+        modality: DICOM's ``CT``, ``MR``, ``PT``, ...; empty where the file names none, as in every other format.
     """
 
     array: np.ndarray
@@ -46,6 +47,7 @@ class Volume:
     format: str
     path: Path
     padding: np.ndarray | None = None
+    modality: str = ""
 
     @property
     def spacing(self) -> tuple[float, ...]:

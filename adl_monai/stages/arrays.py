@@ -13,6 +13,7 @@ import torch
 
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.io import read_volume
+from adl_monai.data.noise_floor import keep_means, keeps_means, warn_of_fall
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
 from adl_monai.errors import UsageError
@@ -33,6 +34,7 @@ def denoise(
     precision: str = "auto",
     strength: float = 1.0,
     ensemble: int = 1,
+    noise_floor: str = "auto",
 ) -> np.ndarray: ...
 
 
@@ -45,6 +47,7 @@ def denoise(
     precision: str = "auto",
     strength: float = 1.0,
     ensemble: int = 1,
+    noise_floor: str = "auto",
 ) -> Volume: ...
 
 
@@ -56,6 +59,7 @@ def denoise(
     precision: str = "auto",
     strength: float = 1.0,
     ensemble: int = 1,
+    noise_floor: str = "auto",
 ) -> np.ndarray | Volume:
     """Denoise one image in memory.
 
@@ -68,6 +72,7 @@ def denoise(
         precision: As in ``infer``; ignored when a ``Denoiser`` is given.
         strength: 0 returns the input, 1 the fully denoised image.
         ensemble: As in ``infer``; ignored when a ``Denoiser`` is given.
+        noise_floor: As in ``infer``; of an array nobody knows the modality.
 
     Returns:
         A float32 array for an array; a ``Volume`` with a float32 array otherwise. Nothing is clipped, or rounded but to
@@ -86,10 +91,19 @@ def denoise(
         if model is None:
             axes = fitting_axes(volume.array.shape, volume.spacing)
             model = load_denoiser(None, spatial_dims=axes, device=device, precision=precision, ensemble=ensemble)
+        if noise_floor == "auto" and volume.modality:
+            noise_floor = "keep" if keeps_means(noise_floor, volume.modality) else "remove"
         array = denoise(
-            volume.without_padding(), model, device=device, precision=precision, strength=strength, ensemble=ensemble
+            volume.without_padding(),
+            model,
+            device=device,
+            precision=precision,
+            strength=strength,
+            ensemble=ensemble,
+            noise_floor=noise_floor,
         )
         return replace(volume, array=array).with_padding_of(volume)
+    keep = keeps_means(noise_floor)
     if not 0 <= strength <= 1:
         raise UsageError(f"strength {strength} is outside 0..1.")
     if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "uif":
@@ -110,7 +124,12 @@ def denoise(
         denoised = model.inferer(normalized[None], model.network)[0]
     if strength != 1:
         denoised = normalized + strength * (denoised - normalized)
-    return np.asarray(denormalize(denoised, offset, scale)[0])
+    if keep:
+        denoised = keep_means(normalized, denoised.float().cpu(), model.spatial_dims)
+    result = np.asarray(denormalize(denoised, offset, scale)[0])
+    if noise_floor == "auto":
+        warn_of_fall("the image", noisy.mean(dtype=torch.float64).item(), result.mean(dtype=np.float64).item(), offset)
+    return result
 
 
 def _in_single(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:

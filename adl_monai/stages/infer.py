@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adl_monai.data.formats import output_format
+from adl_monai.data.noise_floor import keeps_means
 from adl_monai.errors import UsageError
 from adl_monai.stages.one_scan import DenoiserChoice, steps_of
 from adl_monai.stages.outputs import check_outputs, is_done, plan_jobs, size_of
@@ -24,6 +25,7 @@ def infer(
     dtype: str = "same",
     strength: float = 1.0,
     ensemble: int = 1,
+    noise_floor: str = "auto",
     series: str | None = None,
     time_series: bool = False,
     overwrite: bool = False,
@@ -51,6 +53,9 @@ def infer(
         strength: 0 returns the input, 1 the fully denoised image; linear between.
         ensemble: Mirror images to average over: 1, 2, 4 or 8 (in 2D, 8 gives the 4 there are). The more, the better and
             slower: the network runs once for each.
+        noise_floor: ``remove`` lets the mean fall where noise has lifted it, as in magnitude MRI; ``keep`` keeps local
+            means, as CT, PET, SPECT and counts need; ``auto`` keeps them for DICOM of other modalities than MR, and
+            warns where the mean of a scan without a modality falls noticeably.
         series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
         time_series: Denoise NIfTI files of four axes too, each of their volumes by itself.
         overwrite: Replace existing outputs.
@@ -76,6 +81,7 @@ def infer(
     """
     if not 0 <= strength <= 1:
         raise UsageError(f"strength {strength} is outside 0..1.")
+    keeps_means(noise_floor)  # refuses what is none
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r} is unknown; expected same or float32.")
     if resume and overwrite:
@@ -100,6 +106,7 @@ def infer(
                 precision=precision,
                 strength=strength,
                 ensemble=ensemble,
+                noise_floor=noise_floor,
                 series=series,
                 output_dtype=dtype,
                 overwrite=overwrite or (resume and any(job.output.exists() for job in left)),

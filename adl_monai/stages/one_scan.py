@@ -152,7 +152,7 @@ def _denoise_time_series(denoisers: DenoiserChoice, job: Job, preview: bool) -> 
 
 def _of_the_output(denoisers: DenoiserChoice) -> dict[str, Any]:
     """The options that what writes by itself has to know."""
-    names = {"strength": "strength", "overwrite": "overwrite", "output_dtype": "dtype"}
+    names = {"strength": "strength", "noise_floor": "noise_floor", "overwrite": "overwrite", "output_dtype": "dtype"}
     return {name: denoisers.options[key] for key, name in names.items() if key in denoisers.options}
 
 

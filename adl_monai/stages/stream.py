@@ -21,10 +21,12 @@ from adl_monai.data.formats import output_format, scan_format
 from adl_monai.data.nifti import peek_header
 from adl_monai.data.nifti_sink import NiftiSink, nifti_sink
 from adl_monai.data.nifti_stream import NiftiSource, open_nifti_source, unnamed_file
+from adl_monai.data.noise_floor import keeps_means
 from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
+from adl_monai.errors import UsageError
 from adl_monai.inferers.ensemble import Sums
 from adl_monai.inferers.far_values import are_far, are_few, without_far_values
 from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
@@ -49,6 +51,7 @@ def denoise_stream(
     denoiser: Denoiser,
     *,
     strength: float = 1.0,
+    noise_floor: str = "auto",
     dtype: str = "same",
     overwrite: bool = False,
     preview: bool = False,
@@ -68,7 +71,14 @@ def denoise_stream(
 
     Raises:
         AdlError: If the scan cannot be read or the output written; nothing is left behind then.
+        UsageError: If means are to be kept.
     """
+    if keeps_means(noise_floor):
+        raise UsageError(
+            f"{job.source} is too large for the memory: it would be denoised from disk to disk, where means cannot be "
+            "kept; give it more (--max-memory; half of that is for the scan), or remove the noise floor (--noise-floor "
+            "remove)."
+        )
     check_output(job.output, job.source, overwrite)  # before the scan is read through, which may take minutes
     with open_nifti_source(job.source, job.output) as source:
         warn_of_spacing(job.source, source.header.affine)

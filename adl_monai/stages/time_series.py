@@ -19,6 +19,7 @@ from adl_monai.data.formats import output_format, scan_format
 from adl_monai.data.nifti import peek_header
 from adl_monai.data.nifti_sink import nifti_sink
 from adl_monai.data.nifti_stream import open_nifti_source
+from adl_monai.data.noise_floor import warn_of_fall
 from adl_monai.data.normalization import normalize, robust_range
 from adl_monai.data.output import check_output
 from adl_monai.errors import OutputError
@@ -43,6 +44,7 @@ def denoise_time_series(
     denoiser: Denoiser,
     *,
     strength: float = 1.0,
+    noise_floor: str = "auto",
     dtype: str = "same",
     overwrite: bool = False,
     preview: bool = False,
@@ -69,6 +71,8 @@ def denoise_time_series(
     rows, columns, planes, count = peek_header(job.source, time_series=True).shape
     progress, denoiser = denoiser.inferer.progress, _without_progress(denoiser)
     constant = 0
+    floor = "remove" if noise_floor == "auto" else noise_floor  # one warning, below
+    means = []
     with open_nifti_source(job.source, job.output, time_series=True) as source:
         warn_of_spacing(job.source, source.header.affine)
         with nifti_sink(job.output, job.source, source.header, dtype, overwrite) as sink:
@@ -81,14 +85,17 @@ def denoise_time_series(
                     constant += 1
                     denoised = noisy
                 else:
-                    denoised = denoise(noisy, denoiser, strength=strength)
+                    denoised = denoise(noisy, denoiser, strength=strength, noise_floor=floor)
                 sink.write(box, denoised)
+                means.append((noisy.mean(dtype=float), denoised.mean(dtype=float), noisy.min()))
                 if preview and index == count // 2:
                     picture = _picture(noisy, denoised, denoiser, source.header.affine)
         if preview:
             write_preview(job.preview, picture)
     if constant:
         logger.warning("%s: %d of %d volumes are constant and are written unchanged", job.source, constant, count)
+    if noise_floor == "auto":
+        warn_of_fall(job.source, *np.mean(means, axis=0))
     return sink.clipped
 
 

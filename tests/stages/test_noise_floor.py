@@ -1,0 +1,200 @@
+"""What is no MRI keeps its counts, activities and Hounsfield units, and magnitude MRI loses its floor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+import adl_monai
+from adl_monai.bundle import Denoiser, load_denoiser, open_workflow
+from adl_monai.cli import cli
+from adl_monai.data.io import read_volume
+from adl_monai.errors import UsageError
+from adl_monai.stages.infer import infer
+from tests.data.conftest import build_dicom
+from tests.streaming import stand_in
+
+Model = Callable[..., Path]
+Floats = NDArray[np.float64]
+
+SHAPE = (64, 64, 32)
+X, Y, Z = np.meshgrid(*(np.arange(size) - (size - 1) / 2 for size in SHAPE), indexing="ij")
+BODY = (X / 24) ** 2 + (Y / 20) ** 2 < 1
+SPOT = (X - 8) ** 2 + Y**2 + Z**2 < 16
+LUNGS = ((abs(X) - 13) / 9) ** 2 + (Y / 14) ** 2 < 1
+INSIDE_LUNGS = ((abs(X) - 13) / 7) ** 2 + (Y / 12) ** 2 < 1
+
+
+@pytest.fixture(scope="module")
+def adl3d() -> Denoiser:
+    return load_denoiser("adl3d", device="cpu")
+
+
+def counts(rng: np.random.Generator, level: float) -> Floats:
+    return rng.poisson(level * (BODY + 2.0 * SPOT)).astype(float)
+
+
+def chest(rng: np.random.Generator) -> Floats:
+    """Hounsfield units, clipped as scanners do: emphysema in both lungs."""
+    truth = np.select([LUNGS, (X / 29) ** 2 + (Y / 24) ** 2 < 1], [-950.0, 40.0], -1000.0)
+    return np.rint(np.clip(truth + rng.normal(0, 60, SHAPE), -1024, 3071))
+
+
+def magnitude(rng: np.random.Generator, signal: float = 1.0) -> Floats:
+    return np.asarray(abs(signal + rng.normal(size=SHAPE) + 1j * rng.normal(size=SHAPE)))
+
+
+def write_series(folder: Path, voxels: Floats, modality: str) -> Path:
+    """Planes that each have a slope of their own, as those of PET do, with room for what a model makes of them."""
+    for index in range(voxels.shape[2]):
+        plane = voxels[:, :, index].T
+        slope = float(f"{max(float(plane.max()), 1) / 8000:.10g}")
+        elements = {"RescaleSlope": slope, "RescaleIntercept": 0, "Modality": modality, "InstanceNumber": index + 1}
+        place = {"ImagePositionPatient": [0, 0, 2 * index], "PixelSpacing": [2, 2]}
+        build_dicom(folder / f"{index}.dcm", np.rint(plane / slope).astype(np.int16), **elements, **place)
+    return folder
+
+
+@pytest.mark.parametrize("level", [1, 1.5, 2, 3])
+def test_counts_are_kept(adl3d: Denoiser, rng: np.random.Generator, level: float) -> None:
+    noisy = counts(rng, level)
+    kept = adl_monai.denoise(noisy, adl3d, noise_floor="keep")
+    assert abs(kept.sum() / noisy.sum() - 1) < 0.01
+    body = BODY & ((X / 18) ** 2 + (Y / 14) ** 2 < 1) & ((X - 8) ** 2 + Y**2 + Z**2 > 100)
+    assert abs(kept[body].mean() / noisy[body].mean() - 1) < 0.05
+    assert kept[body].std() < 0.3 * noisy[body].std()
+    if level < 2:
+        assert adl_monai.denoise(noisy, adl3d).sum() < 0.5 * noisy.sum(), "else there would be nothing to keep"
+
+
+def test_slices_of_counts_are_kept(rng: np.random.Generator) -> None:
+    noisy = counts(rng, 1)
+    kept = adl_monai.denoise(noisy, load_denoiser("adl2d", device="cpu"), noise_floor="keep")
+    np.testing.assert_allclose(kept.sum((0, 1)), noisy.sum((0, 1)), rtol=0.01)
+
+
+def test_lungs_keep_their_units(adl3d: Denoiser, rng: np.random.Generator) -> None:
+    noisy = chest(rng)
+    kept = adl_monai.denoise(noisy, adl3d, noise_floor="keep")
+    assert abs(kept[INSIDE_LUNGS].mean() - noisy[INSIDE_LUNGS].mean()) < 3
+    assert kept[INSIDE_LUNGS].std() < 10
+    tissue = ~LUNGS & ((X / 27) ** 2 + (Y / 22) ** 2 < 1)
+    assert abs(kept[tissue].mean() - noisy[tissue].mean()) < 1, "what the lungs were given stays in the lungs"
+
+
+def test_little_noise_comes_back(adl3d: Denoiser, rng: np.random.Generator) -> None:
+    noisy = np.where(BODY, 20.0, 0.0) + rng.normal(size=SHAPE)
+    inside = (X / 18) ** 2 + (Y / 14) ** 2 < 1
+    left = [adl_monai.denoise(noisy, adl3d, noise_floor=choice)[inside].std() for choice in ("remove", "keep")]
+    assert left[1] < 1.25 * left[0] < 0.08
+
+
+def test_a_pet_series_keeps_its_activity(tmp_path: Path, rng: np.random.Generator) -> None:
+    """By its modality alone, from the command to the derived series."""
+    noisy = 1000 * counts(rng, 1.5)
+    source = write_series(tmp_path / "pet", noisy, "PT")
+    ran = CliRunner().invoke(cli, ["infer", str(source), "-o", str(tmp_path / "out"), "--device", "cpu"])
+    assert ran.exit_code == 0, ran.output
+    assert abs(read_volume(tmp_path / "out").array.sum() / noisy.sum() - 1) < 0.01
+
+
+@pytest.mark.parametrize("modality, same_as", [("CT", "keep"), ("MR", "remove")])
+def test_the_modality_chooses(
+    tmp_path: Path, identity_model: Model, rng: np.random.Generator, modality: str, same_as: str
+) -> None:
+    source = write_series(tmp_path / "in", 100 * counts(rng, 1.5), modality)
+    options = {"model": identity_model(3, 0.3), "device": "cpu", "precision": "fp32"}
+    found = {}
+    for choice in ("auto", "keep", "remove"):
+        infer([source], tmp_path / choice, noise_floor=choice, **options)
+        found[choice] = read_volume(tmp_path / choice).array
+        in_memory = adl_monai.denoise(source, noise_floor=choice, **options).array
+        np.testing.assert_allclose(found[choice], in_memory, atol=0.2)
+    assert not np.array_equal(found["keep"], found["remove"])
+    assert np.array_equal(found["auto"], found[same_as])
+
+
+def test_monai_runs_the_bundle_alike(tmp_path: Path, identity_model: Model, rng: np.random.Generator) -> None:
+    model = identity_model(3, 0.3)
+    source = write_series(tmp_path / "data" / "ct", 100 * counts(rng, 1.5), "CT")
+    infer([source], tmp_path / "ours", model=model, precision="fp32", device="cpu")
+    overrides = {"dataset_dir": str(source.parent), "output_dir": str(tmp_path / "theirs"), "device#name": "cpu"}
+    workflow = open_workflow(model, ("inference",), "infer", {**overrides, "precision": "fp32"})
+    workflow.initialize()
+    workflow.run()
+    theirs = read_volume(tmp_path / "theirs" / "ct_denoised").array
+    np.testing.assert_array_equal(read_volume(tmp_path / "ours").array, theirs)
+
+
+def test_strength_0_is_the_input(tmp_path: Path, identity_model: Model, rng: np.random.Generator) -> None:
+    nib.save(nib.Nifti1Image(counts(rng, 1).astype(np.uint16), np.eye(4)), tmp_path / "scan.nii")
+    (result,) = infer(
+        [tmp_path / "scan.nii"], tmp_path / "out.nii", model=identity_model(3, 0.3), strength=0, noise_floor="keep"
+    )
+    np.testing.assert_array_equal(nib.load(result.output).get_fdata(), nib.load(tmp_path / "scan.nii").get_fdata())
+
+
+def test_a_fall_of_the_mean_is_told_once(
+    adl3d: Denoiser, rng: np.random.Generator, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    signal = np.where(BODY, 20.0, 10.0)
+    for quiet in (signal + rng.normal(size=SHAPE), signal + 0.2 * magnitude(rng, 5)):
+        adl_monai.denoise(quiet, adl3d)
+    adl_monai.denoise(counts(rng, 1), adl3d, noise_floor="remove")
+    adl_monai.denoise(counts(rng, 1), adl3d, noise_floor="keep")
+    assert not caplog.records
+    adl_monai.denoise(magnitude(rng), adl3d)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["the image"]
+    caplog.clear()
+    series = np.stack([magnitude(rng) for _ in range(3)], axis=-1).astype(np.float32)
+    for name, voxels in (("scan", series[..., 0]), ("dwi", series)):
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii")
+    with caplog.at_level(logging.WARNING):
+        infer(sorted(tmp_path.glob("*.nii")), tmp_path / "out", model="adl3d", device="cpu", time_series=True)
+    said = [record.getMessage() for record in caplog.records if "the mean fell" in record.getMessage()]
+    assert [Path(line.split(":")[0]).name for line in said] == ["dwi.nii", "scan.nii"]
+    assert all("--noise-floor keep" in line for line in said)
+
+
+def test_a_time_series_is_kept_volume_by_volume(
+    tmp_path: Path, identity_model: Model, rng: np.random.Generator
+) -> None:
+    voxels = np.stack([counts(rng, level) for level in (1, 4)], axis=-1).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii")
+    (result,) = infer(
+        [tmp_path / "scan.nii"],
+        tmp_path / "out.nii",
+        model=identity_model(3, 0.3),
+        time_series=True,
+        noise_floor="keep",
+    )
+    kept = nib.load(result.output).get_fdata()
+    assert not np.allclose(kept, voxels, atol=0.1)
+    np.testing.assert_allclose(kept.sum((0, 1, 2)), voxels.sum((0, 1, 2), dtype=float), rtol=0.01)
+
+
+def test_from_disk_to_disk_means_cannot_be_kept(
+    tmp_path: Path, identity_model: Model, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    nib.save(nib.Nifti1Image(counts(rng, 1).astype(np.uint16), np.eye(4)), tmp_path / "scan.nii")
+    arguments = {"model": identity_model(3), "max_memory": 0}
+    with pytest.raises(UsageError, match=r"scan\.nii is too large .*--max-memory.*--noise-floor remove"):
+        infer([tmp_path / "scan.nii"], tmp_path / "out.nii", noise_floor="keep", **arguments)
+    assert not (tmp_path / "out.nii").exists()
+    infer([tmp_path / "scan.nii"], tmp_path / "out.nii", noise_floor="remove", **arguments)
+    assert (tmp_path / "out.nii").exists()
+
+
+def test_another_choice_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'drop' is unknown; expected"):
+        infer([tmp_path / "none.nii"], noise_floor="drop")
+    with pytest.raises(UsageError, match="'drop' is unknown; expected"):
+        adl_monai.denoise(np.zeros((8, 8)), noise_floor="drop")
