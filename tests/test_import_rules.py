@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "adl_monai"
 # A room may import itself and rooms of a lower level; two rooms of one level stay apart.
 LEVELS = {
     "errors": 0,
+    "nameless": 0,
     "version": 0,
     "compute": 1,
     "files": 1,

@@ -64,6 +64,35 @@ class Volume:
             return self
         return replace(self, array=np.where(source.padding, source.array, self.array), padding=source.padding)
 
+    def save(
+        self,
+        path: Path | str,
+        *,
+        dtype: str | np.dtype = "same",
+        series: str | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Write ``array`` as a denoised copy of the source at ``self.path``: see ``adl_monai.data.io.write_volume``.
+
+        Args:
+            path: The file, or the folder of a DICOM series.
+            dtype: ``same`` as the source, or a type such as ``float32``.
+            series: As in ``read_volume``, where the source is a folder of several DICOM series.
+            overwrite: Replace an existing output.
+
+        Returns:
+            The number of voxels that did not fit the type and were saturated.
+
+        Raises:
+            OutputError: If the output exists or cannot be written; nothing is left behind.
+        """
+        from adl_monai.data.io import write_volume  # which imports this module
+
+        like = None if self.format == "synthetic" else self.path
+        return write_volume(
+            path, self.array, like=like, affine=self.affine, dtype=dtype, series=series, overwrite=overwrite
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class WritePlan:
@@ -92,11 +121,12 @@ def require_file(path: Path) -> None:
     """Refuse a path that is not a file, and an empty file.
 
     Raises:
-        UsageError: If there is no file of this name.
+        UsageError: If there is no file of this name, or what has it is no regular file (a pipe, a folder).
         ScanFileError: If it holds no bytes or may not be read.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; check the name.")
+        found = "not a regular file; copy what it holds into one" if path.exists() else "no such file; check the name"
+        raise UsageError(f"{path}: {found}.")
     try:
         size = path.stat().st_size
     except OSError as error:
