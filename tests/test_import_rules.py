@@ -15,6 +15,7 @@ LEVELS = {
     "errors": 0,
     "nameless": 0,
     "version": 0,
+    "bars": 1,
     "compute": 1,
     "files": 1,
     "memory": 1,

@@ -20,7 +20,10 @@ from adl_monai.errors import OutputError, ScanFileError, UsageError
 logger = logging.getLogger("adl_monai")
 
 FEWEST_STEPS = 4096
-"""Of float32 within the range of a scan, below which contrasts are visibly rounded: 12 bits, as scanners store."""
+"""Of float32 within the range of an image, below which contrasts are visibly rounded: 12 bits, as scanners store.
+
+A file with fewer is warned of; an array is refused, as its caller can subtract an offset at once.
+"""
 
 _BLOCK = 16  # slices converted at a time, so that no float64 copy of a whole scan exists
 
@@ -220,6 +223,12 @@ def check_contrast(path: Path, values: tuple[float, float], stored: Callable[[],
         )
 
 
+def float32_step(lowest: float, highest: float) -> float:
+    """How far apart the numbers of float32 are between two values, where they are farthest."""
+    peak = np.float32(min(max(abs(lowest), abs(highest)), np.finfo(np.float32).max))
+    return float(np.spacing(np.nextafter(peak, np.float32(0))))
+
+
 def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slope: float = 1.0) -> None:
     """Warn when float32 cannot tell neighbouring values of this scan apart.
 
@@ -228,7 +237,7 @@ def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slo
     """
     lowest, highest = float(values.min()), float(values.max())
     peak = np.float32(max(abs(lowest), abs(highest)))
-    step = float(np.spacing(np.nextafter(peak, np.float32(0))))
+    step = float32_step(lowest, highest)
     if stored_dtype.kind in "iu":
         if step > abs(slope):
             logger.warning(

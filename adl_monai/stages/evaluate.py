@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
-from tqdm import tqdm
 
+from adl_monai.bars import bar
 from adl_monai.bundle import (
     find_bundle,
     inference_overrides,
@@ -111,7 +111,7 @@ def evaluate(
     # Of a pair, the level means nothing.
     passes = [(NO_NOISE, 0.0, real)] * bool(real) + [(noise, float(sigma), clean) for sigma in sigmas if clean]
     rows: list[dict[str, Any]] = []
-    with tqdm(total=sum(len(item[2]) for item in passes), unit="case", disable=not progress, leave=False) as bar:
+    with bar(sum(len(item[2]) for item in passes), "case", progress) as advance:
         for kind, sigma, measured in passes:
             overrides = {
                 **values,
@@ -129,7 +129,7 @@ def evaluate(
             workflow = open_workflow(trusted, ("inference", "evaluate"), "infer", overrides)
             with surfacing_user_errors(), quiet_libraries():
                 workflow.initialize()
-                workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: bar.update())
+                workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: advance(1))
                 workflow.run()
             state = workflow.evaluator.state
             details = {name: state.metric_details[name].flatten().tolist() for name in COLUMNS[3:]}
@@ -171,15 +171,17 @@ def _checked_axes(cases: Sequence[Case], progress: bool) -> tuple[list[int], lis
     """
     refusals = Refusals(len(cases))
     axes, fitting = [], []
-    for case in tqdm(cases, desc="Checking", unit="case", disable=not progress, leave=False):
-        if case.image.startswith(SYNTHETIC):
-            axes.append(case.image.split(",")[1].count("x") + 1)  # kind, shape, seed
-            fitting.append(axes[-1])
-            continue
-        with refusals.collecting():
-            shape, spacing = _grid(case)
-            axes.append(len(shape))
-            fitting.append(fitting_axes(shape, spacing))
+    with bar(len(cases), "case", progress, "Checking") as advance:
+        for case in cases:
+            if case.image.startswith(SYNTHETIC):
+                axes.append(case.image.split(",")[1].count("x") + 1)  # kind, shape, seed
+                fitting.append(axes[-1])
+            else:
+                with refusals.collecting():
+                    shape, spacing = _grid(case)
+                    axes.append(len(shape))
+                    fitting.append(fitting_axes(shape, spacing))
+            advance(1)
     refusals.raise_them()
     return axes, fitting
 
