@@ -35,7 +35,7 @@ LEVELS = {
     "__main__": 7,
     "__init__": 8,  # the package's own front door
 }
-SAME_ROOM = {"manifest_format": "manifest", "bundle_values": "bundle", "cli_options": "cli"}
+SAME_ROOM = {"manifest_format": "manifest", "bundle_values": "bundle", "cli_options": "cli", "cli_streams": "cli"}
 
 
 def room_of(module: str) -> str:

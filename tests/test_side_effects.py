@@ -1,4 +1,4 @@
-"""Who denoises from Python finds the process as it was: log levels, random numbers, filters of warnings, ways to start processes."""
+"""Who denoises from Python finds the process as it was: its log, random numbers, filters of warnings, threads."""
 
 from __future__ import annotations
 

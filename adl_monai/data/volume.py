@@ -225,7 +225,7 @@ def check_contrast(path: Path, values: tuple[float, float], stored: Callable[[],
 
 def float32_step(lowest: float, highest: float) -> float:
     """How far apart the numbers of float32 are between two values, where they are farthest."""
-    peak = np.float32(min(max(abs(lowest), abs(highest)), np.finfo(np.float32).max))
+    peak = np.float32(min(max(abs(lowest), abs(highest)), float(np.finfo(np.float32).max)))
     return float(np.spacing(np.nextafter(peak, np.float32(0))))
 
 

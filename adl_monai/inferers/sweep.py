@@ -90,7 +90,9 @@ class Sweep:
             for column in columns:
                 self._run(column, read, write, shape, advance)
 
-    def _run(self, column: Column, read: Read, write: Write, shape: Sequence[int], advance: Callable[[int], object]) -> None:
+    def _run(
+        self, column: Column, read: Read, write: Write, shape: Sequence[int], advance: Callable[[int], object]
+    ) -> None:
         length, done = shape[self.along], 0
         padded = _ceil(length)
         area = column.pixels()

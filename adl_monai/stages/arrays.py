@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import overload
 
@@ -150,9 +149,9 @@ def _check_options(model: object, device: str, strength: object) -> None:
     """Refuse what callers from Python may pass and the command line cannot."""
     if not isinstance(model, Denoiser | str | os.PathLike | None):
         raise UsageError(
-            f"model is a {type(model).__name__}; expected a name (adl3d, adl2d), a folder, or what load_denoiser returns."
+            f"model is a {type(model).__name__}; expected a name (adl3d, adl2d), a folder, or load_denoiser's result."
         )
-    if not isinstance(strength, Real) or not 0 <= strength <= 1:
+    if not isinstance(strength, int | float | np.floating) or not 0 <= strength <= 1:
         raise UsageError(f"strength is {strength!r}; expected a number from 0 to 1.")
     if not isinstance(model, Denoiser):
         pick_device(device)

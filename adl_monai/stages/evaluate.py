@@ -49,6 +49,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
+    ensemble: int = 1,
     overwrite: bool = False,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -66,10 +67,11 @@ def evaluate(
             that fits the images as in ``infer``: all 2D or of thick slices, or all other volumes.
         split: ``training``, ``validation`` or ``test``.
         noise: Kind of noise.
-        sigmas: Noise levels, as shares of the intensity range.
+        sigmas: Noise levels, as shares of the intensity range, from 0 to 1.
         device: As in ``infer``.
         precision: As in ``infer``.
         seed: Fixes the noise.
+        ensemble: As in ``infer``.
         overwrite: Replace existing outputs.
         progress: Show a bar.
 
@@ -90,6 +92,8 @@ def evaluate(
         raise UsageError("no noise level was given; expected at least one, such as --sigma 0.05.")
     for sigma in sigmas:
         Degradation(noise, float(sigma), seed)  # refuses a kind or level that is none
+        if sigma > 1:
+            raise UsageError(f"noise level {sigma} is above 1; levels are shares of the intensity range: 25/255, 0.1.")
     parsed = load_manifest(manifest)
     cases: Sequence[Case] = getattr(parsed, split)
     if not cases:
@@ -122,6 +126,7 @@ def evaluate(
                 "seed": seed,
                 "device#name": device,
                 "precision": precision,
+                "ensemble": ensemble,
                 "save_tables": False,
                 "data#check": False,  # the pairs, above
                 "data#pairs": kind == NO_NOISE,
@@ -138,7 +143,7 @@ def evaluate(
                 rows.append({"case": case.image, "noise": kind, "sigma": sigma} | figures)
             means = {name: float(state.metrics[name]) for name in COLUMNS[3:]}
             rows.append({"case": "mean", "noise": kind, "sigma": sigma} | means)
-    _write(output, table, {"model": str(root), "split": split, "seed": seed}, rows)
+    _write(output, table, {"model": str(root), "split": split, "seed": seed, "ensemble": ensemble}, rows)
     return rows
 
 
