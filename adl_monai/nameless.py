@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import importlib.util
 import os
 import sys
 from importlib.machinery import ModuleSpec
@@ -26,8 +25,8 @@ class _Lender:
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "monai":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((found for found in others if found is not None), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
@@ -37,7 +36,7 @@ class _Lender:
                 try:
                     execute(module)
                 finally:
-                    del os.environ["USER"]
+                    os.environ.pop("USER", None)
                     if before is not None:  # set, and empty
                         os.environ["USER"] = before
 

@@ -89,6 +89,8 @@ for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
 before = dict(os.environ)
 import adl_monai
 assert "monai" not in sys.modules
+import importlib.util
+assert importlib.util.find_spec("monai") is not None, "as libraries look for one another"
 from adl_monai.stages import arrays
 assert "monai" in sys.modules
 assert {**os.environ} == before | {name: os.environ[name] for name in set(os.environ) - set(before) - {"USER"}}
