@@ -14,7 +14,20 @@ from typing import Any, NoReturn
 
 import click
 
-from adl_monai.cli_options import DEVICE, MODEL, OVERWRITE, PATH, PRECISION, ByteSize, Settings
+from adl_monai.cli_options import (
+    DEVICE,
+    ENSEMBLE,
+    MODEL,
+    NOISE_KINDS,
+    OVERWRITE,
+    PATH,
+    PRECISION,
+    PRECISION_HELP,
+    ByteSize,
+    NoiseLevel,
+    Settings,
+)
+from adl_monai.cli_streams import refusal, say, take_any_letter
 from adl_monai.errors import system_error, user_error
 from adl_monai.version import __version__
 
@@ -48,15 +61,20 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 @DEVICE
 @PRECISION
 @click.option(
-    "--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True, help="Of the output."
+    "--dtype",
+    type=click.Choice(["same", "float32"]),
+    default="same",
+    show_default=True,
+    help="Number type of the output: the input's, or one that keeps fractions.",
 )
-@click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 input, 1 denoised.")
 @click.option(
-    "--ensemble",
-    type=click.Choice(["1", "2", "4", "8"]),
-    default="1",
-    help="Average over so many mirror images: better, slower.  [default: 1]",
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="How much of the noise is removed: from 0, the input, to 1.",
 )
+@ENSEMBLE
 @click.option(
     "--noise-floor",
     type=click.Choice(["auto", "remove", "keep"]),
@@ -64,12 +82,14 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     show_default=True,
     help="What lifts the mean: removed in MRI, kept with the means in CT, PET, counts. auto asks DICOM's Modality.",
 )
-@click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
-@click.option("--time-series", is_flag=True, help="Denoise each volume of 4D NIfTI files (DWI, fMRI) by itself.")
+@click.option("--series", metavar="UID|NUMBER", help="Which DICOM series to take from a folder that holds several.")
+@click.option("--time-series", is_flag=True, help="Denoise each volume of a 4D NIfTI file (DWI, fMRI) by itself.")
 @OVERWRITE
-@click.option("--resume", is_flag=True, help="Skip scans that have an output, unless it is older than the scan.")
-@click.option("--max-memory", type=ByteSize(), metavar="SIZE", help="Such as 4G.  [default: half of what is free]")
-@click.option("--preview", is_flag=True, help="Also write a PNG: noisy, denoised, residual.")
+@click.option("--resume", is_flag=True, help="Skip scans whose output exists and is not older than the scan.")
+@click.option(
+    "--max-memory", type=ByteSize(), metavar="SIZE", help="Memory to use, such as 4G.  [default: half of what is free]"
+)
+@click.option("--preview", is_flag=True, help="Also write a PNG that shows noisy, denoised and what was removed.")
 @click.pass_obj
 def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) -> None:
     """Denoise scans: .nii, .nii.gz, .mha, .nrrd, DICOM files and series folders, PNG, TIFF, folders, manifests.
@@ -87,47 +107,73 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
     def report(result: Any) -> None:
         if not settings["quiet"]:
             clipped = f" ({result.clipped} voxels saturated)" if result.clipped else ""
-            click.echo(f"{result.output}{clipped}")
+            say(f"{result.output}{clipped}")
 
     def summarize(line: str) -> None:
         if not settings["quiet"]:
-            click.echo(line, err=True)
+            say(line, err=True)
 
     shard = Shard.from_environment()
-    options["ensemble"] = int(options["ensemble"])
     run(inputs, **options, progress=_progress(settings), shard=shard, report=report, summarize=summarize)
 
 
 @cli.command()
 @click.argument("manifest", type=PATH)
 @click.option(
-    "-o", "--output", "run_dir", type=PATH, default=Path("run"), show_default=True, metavar="DIR", help="Run folder."
+    "-o",
+    "--output",
+    "run_dir",
+    type=PATH,
+    default=Path("run"),
+    show_default=True,
+    metavar="DIR",
+    help="Run folder to write.",
 )
 @click.option("--dims", "spatial_dims", type=click.Choice(["2", "3"]), help="2D or 3D model.  [default: 3]")
-@click.option("--preset", type=click.Choice(["default", "paper", "release"]), help="[default: default]")
-@click.option("--init", metavar="NAME|DIR|FILE", help="Model to start from (fine-tuning) instead of random weights.")
-@click.option("--hold", metavar="NAME|DIR|FILE", help="Model to keep inside a wider network: only what is new learns.")
+@click.option(
+    "--preset",
+    type=click.Choice(["default", "paper", "release"]),
+    help="default is small, paper as published, release as the shipped models.  [default: default]",
+)
+@click.option("--init", metavar="NAME|DIR|FILE", help="Model to start from (fine-tuning), instead of random weights.")
+@click.option(
+    "--hold", metavar="NAME|DIR|FILE", help="Model to keep unchanged inside a wider network: only the new part learns."
+)
 @click.option(
     "--teacher",
     "teachers",
     multiple=True,
     metavar="NAME|DIR|FILE",
-    help="Model whose results are learned beside the clean images; of several, the better one's.  Repeatable.",
+    help="Model whose results are learned from too, beside the clean images; repeatable: the best result counts.",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Length of the run.  [default: the bundle's]")
-@click.option("--batch-size", type=click.IntRange(1), help="Patches per step.  [default: the bundle's]")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the bundle's]")
-@click.option("--seed", type=click.IntRange(0), help="[default: the bundle's, 0]")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Length of the run.  [default: 40; preset release: 48, in 2D 24]"
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Patches per step.  [default: 8, in 2D 16; preset release: 4, in 2D 8]",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Of the optimizer, at its highest.  [default: 0.002; preset paper: 0.0001]",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of the first weights, patches and noise.  [default: 0]")
 @DEVICE
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="[default: the bundle's, auto]")
-@click.option("--set", "settings", type=Settings(), multiple=True, help="Any value of the bundle's train.json.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help=f"{PRECISION_HELP}  [default: auto]")
+@click.option(
+    "--set", "settings", type=Settings(), multiple=True, help="Any value of the bundle's train.json; repeatable."
+)
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on from the run folder's last checkpoint; options given with it apply from there.",
+    help="Go on from the run's last checkpoint, with the run's own options and those given now.",
 )
 @click.option(
-    "--overwrite", is_flag=True, help="Start anew in a folder that holds a run; it goes once a batch is learned."
+    "--overwrite",
+    is_flag=True,
+    help="Start a new run in a folder that holds one; the old run is deleted after the first successful training step.",
 )
 @click.pass_obj
 def train(
@@ -175,19 +221,44 @@ def train(
     if not context["quiet"] and result.main_process:
         best = "" if result.best_epoch is None else f", best epoch {result.best_epoch}"
         figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-        click.echo(f"{result.bundle} ({result.epochs} epochs{best}{'; at the end ' if figures else ''}{figures})")
+        say(f"{result.bundle} ({result.epochs} epochs{best}{'; at the end ' if figures else ''}{figures})")
 
 
 @cli.command()
 @click.argument("manifest", type=PATH)
-@click.option("-o", "--output", type=PATH, default=Path("metrics.json"), show_default=True, metavar="FILE")
-@MODEL
-@click.option("--split", type=click.Choice(["training", "validation", "test"]), default="test", show_default=True)
-@click.option("--noise", default="gaussian", show_default=True, metavar="KIND", help="Added to clean cases.")
 @click.option(
-    "--sigma", "sigmas", type=float, multiple=True, help="Noise level of the range, repeatable.  [default: 25/255]"
+    "-o",
+    "--output",
+    type=PATH,
+    default=Path("metrics.json"),
+    show_default=True,
+    metavar="FILE",
+    help="JSON file to write; a .csv of the same name goes beside it.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@MODEL
+@click.option(
+    "--split",
+    type=click.Choice(["training", "validation", "test"]),
+    default="test",
+    show_default=True,
+    help="Which cases of the manifest.",
+)
+@click.option(
+    "--noise",
+    default="gaussian",
+    show_default=True,
+    metavar="KIND",
+    help=f"Noise to add to clean cases: {', '.join(NOISE_KINDS)}.",
+)
+@click.option(
+    "--sigma",
+    "sigmas",
+    type=NoiseLevel(),
+    multiple=True,
+    help="Level of that noise as a share of the intensity range, such as 0.05 or 5%; repeatable.  [default: 25/255]",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@ENSEMBLE
 @DEVICE
 @PRECISION
 @OVERWRITE
@@ -198,7 +269,7 @@ def evaluate(context: dict[str, Any], manifest: Path, sigmas: tuple[float, ...],
 
     for row in run(manifest, sigmas=sigmas or (25 / 255,), progress=_progress(context), **options):
         if not context["quiet"]:
-            click.echo(
+            say(
                 f"{row['noise']} {row['sigma']:.4f}  PSNR {row['psnr_noisy']:6.2f} -> {row['psnr']:6.2f} dB  "
                 f"SSIM {row['ssim_noisy']:.4f} -> {row['ssim']:.4f}  {Path(row['case']).name}"
             )
@@ -210,9 +281,16 @@ def evaluate(context: dict[str, Any], manifest: Path, sigmas: tuple[float, ...],
 @click.option("--clean", type=PATH, metavar="DIR", help="Clean scans of pairs; goes with --noisy.")
 @click.option("--noisy", type=PATH, metavar="DIR", help="Noisy scans of pairs, of the same names.")
 @click.option(
-    "--split", type=float, nargs=3, default=(0.8, 0.1, 0.1), show_default=True, help="Training, validation, test."
+    "--split",
+    type=float,
+    nargs=3,
+    default=(0.8, 0.1, 0.1),
+    show_default=True,
+    help="Shares of training, validation and test cases.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split: another one, another split."
+)
 @OVERWRITE
 @click.pass_obj
 def prepare(context: dict[str, Any], sources: tuple[Path, ...], output: Path, **options: Any) -> None:
@@ -222,14 +300,19 @@ def prepare(context: dict[str, Any], sources: tuple[Path, ...], output: Path, **
     manifest = run(sources, output, **options)
     if not context["quiet"]:
         counts = f"{len(manifest.training)} training, {len(manifest.validation)} validation, {len(manifest.test)} test"
-        click.echo(f"{output} ({counts})")
+        say(f"{output} ({counts})")
 
 
 @cli.command()
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, metavar="PATH", help="Folder, .ts or .onnx file.")
+@click.option("-o", "--output", type=PATH, required=True, metavar="PATH", help="Folder, .ts or .onnx file to write.")
 @click.option(
-    "--format", "kind", type=click.Choice(["bundle", "torchscript", "onnx"]), default="bundle", show_default=True
+    "--format",
+    "kind",
+    type=click.Choice(["bundle", "torchscript", "onnx"]),
+    default="bundle",
+    show_default=True,
+    help="What to write: a MONAI bundle (a folder), a .ts file for torch.jit, or an .onnx file.",
 )
 @OVERWRITE
 @click.pass_obj
@@ -242,41 +325,60 @@ def export(context: dict[str, Any], model: Path, **options: Any) -> None:
 
     path = run(model, **options)
     if not context["quiet"]:
-        click.echo(path)
+        say(path)
 
 
 @cli.command()
 @click.option(
-    "--port", type=click.IntRange(0, 65535), required=True, metavar="N", help="To listen at; 0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), required=True, metavar="N", help="Port to listen at; 0 takes a free one."
 )
-@click.option("--aet", required=True, metavar="TITLE", help="Our AE title; calls to another one are rejected.")
-@click.option("--forward", metavar="HOST:PORT:AET", help="Send derived series there.")
-@click.option("--out", type=PATH, metavar="DIR", help="Write derived series there: series_000001, ...")
-@click.option("--allow", multiple=True, metavar="AET", help="Who may call; repeatable.  [default: anyone]")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Interface to listen at; 0.0.0.0 for all.")
+@click.option(
+    "--aet", required=True, metavar="TITLE", help="AE title of this node; calls to another title are rejected."
+)
+@click.option("--forward", metavar="HOST:PORT:AET", help="Send the derived series to this node.")
+@click.option("--out", type=PATH, metavar="DIR", help="Write the derived series into this folder: series_000001, ...")
+@click.option("--allow", multiple=True, metavar="AET", help="AE title that may call; repeatable.  [default: anyone]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Network interface to listen at; 0.0.0.0 for all.")
 @click.option(
     "--spool",
     type=PATH,
     default=Path("adl_monai_spool"),
     show_default=True,
     metavar="DIR",
-    help="What was received and is not delivered yet.",
+    help="Folder of what was received and is not delivered yet.",
 )
 @MODEL
 @DEVICE
 @PRECISION
-@click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 input, 1 denoised.")
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="How much of the noise is removed: from 0, the input, to 1.",
+)
 @click.option(
     "--quiet-time",
     type=click.FloatRange(0),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="A series is complete so long after its last image and its association.",
+    help="A series is complete this long after its last image, and the end of its association.",
 )
-@click.option("--max-series", type=click.IntRange(1), default=32, show_default=True, help="In the spool, at most.")
 @click.option(
-    "--min-free", type=click.IntRange(0), default=1024, show_default=True, metavar="MB", help="Disk to leave free."
+    "--max-series",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Series in the spool, at most; more are refused.",
+)
+@click.option(
+    "--min-free",
+    type=click.IntRange(0),
+    default=1024,
+    show_default=True,
+    metavar="MB",
+    help="Megabytes of disk to leave free.",
 )
 @click.pass_obj
 def listen(settings: dict[str, Any], **options: Any) -> None:
@@ -302,27 +404,37 @@ def info() -> None:
     """Print versions, devices and the models at hand."""
     from adl_monai.stages.info import info as run
 
-    click.echo(json.dumps(run(), indent=2))
+    say(json.dumps(run(), indent=2))
 
 
 def main() -> NoReturn:
     """Run the command line; a user's error is one short paragraph and its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _terminate)
+    take_any_letter()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
+            signal.signal(number, _terminate)
     debug = "--debug" in sys.argv
     try:
         code = cli(standalone_mode=False)
     except SystemExit as interrupted:
         _leave(interrupted.code)
     except click.ClickException as usage:
-        usage.show()
+        if isinstance(usage, click.NoSuchOption) and usage.option_name in ("--debug", "-q", "--quiet"):
+            place = f"{usage.message} It goes before the command: adl-monai {usage.option_name} COMMAND ..."
+            usage = click.NoSuchOption(usage.option_name, place, ctx=usage.ctx)
+        with contextlib.suppress(OSError):
+            usage.show()
         _leave(usage.exit_code)
     except Exception as raised:
         error = user_error(raised) or system_error(raised)
         if error is None or debug:
             raise
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         _leave(error.exit_code)
+    if unsaid := refusal():
+        say(f"Error: {unsaid}", err=True)
+        _leave(unsaid.exit_code)
     _leave(code if isinstance(code, int) else 0)
 
 
@@ -348,7 +460,7 @@ def _progress(settings: dict[str, Any]) -> bool:
 def _terminate(number: int, frame: Any) -> NoReturn:
     # An exception, so that temporary files are removed on the way out. Not KeyboardInterrupt: passing through the
     # eval() of a config expression, that makes Python end itself by the signal, whoever catches it later.
-    click.echo("interrupted", err=True)
+    say("interrupted", err=True)
     raise SystemExit(128 + number)
 
 

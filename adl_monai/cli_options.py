@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,42 @@ import click
 
 PATH = click.Path(path_type=Path)
 DEVICE = click.option(
-    "--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda, cuda:N, mps."
+    "--device",
+    default="auto",
+    metavar="NAME",
+    show_default=True,
+    help="Where the network runs: auto (a GPU if there is one), cpu, cuda, cuda:N, mps.",
 )
+PRECISION_HELP = "The network's arithmetic; auto: bf16 where the hardware is faster with it, else fp32."
 PRECISION = click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help=PRECISION_HELP,
+)
+ENSEMBLE = click.option(
+    "--ensemble",
+    type=click.Choice(["1", "2", "4", "8"]),
+    default="1",
+    callback=lambda ctx, param, value: int(value),
+    help="Average over this many mirror images: better, and as many times slower.  [default: 1]",
+)
+NOISE_KINDS = (  # of adl_monai.data.noise, which takes seconds to import
+    "gaussian",
+    "rician",
+    "poisson",
+    "speckle",
+    "mixed",
+    "correlated",
+    "correlated_rician",
+    "nonstationary",
+    "nonstationary_rician",
 )
 MODEL = click.option(
     "--model",
     metavar="NAME|DIR|FILE",
-    help="Run folder, bundle, model.pt, adl3d or adl2d.  [default: adl3d; adl2d for 2D images]",
+    help="Run folder, bundle folder, model.pt, adl3d or adl2d.  [default: adl3d; adl2d for 2D images]",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 
@@ -38,6 +66,25 @@ class Settings(click.ParamType):
             return key, ast.literal_eval(text)
         except (ValueError, SyntaxError):
             return key, text
+
+
+class NoiseLevel(click.ParamType):
+    """A share of the intensity range: a number, a fraction or a percentage."""
+
+    name = "LEVEL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse."""
+        number, _, divisor = str(value).strip().removesuffix("%").partition("/")
+        try:
+            level = float(number) / float(divisor or 1) / (100 if str(value).strip().endswith("%") else 1)
+        except (ValueError, ZeroDivisionError):
+            level = math.nan
+        if not 0 <= level <= 1:
+            self.fail(
+                f"{value!r} is not a share of the intensity range, from 0 to 1, such as 25/255, 0.1 or 5%.", param, ctx
+            )
+        return level
 
 
 class ByteSize(click.ParamType):

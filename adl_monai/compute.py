@@ -32,6 +32,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     """
     if isinstance(name, torch.device):
         return name
+    if not isinstance(name, str):
+        raise UsageError(f"device is {name!r}; expected a name: auto, cpu, cuda, cuda:N or mps.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -96,36 +96,30 @@ def system_error(error: BaseException) -> AdlError | None:
     return kind(f"{name}the system refused it ({refused.strerror}); check the name, its permissions and the disk.")
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what it was raised from, as MONAI does with what its configs' expressions raise."""
+def _causes(error: BaseException, contexts: bool = False) -> Iterator[BaseException]:
+    """An exception and what it was raised from, as MONAI does with what its configs' expressions raise.
+
+    Args:
+        error: The exception.
+        contexts: Where one was not raised from another, go on with the one that was being handled.
+    """
     cause: BaseException | None = error
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:  # what MONAI wrapped may be the cause of its own cause
         yield cause
         seen.add(id(cause))
-        cause = cause.__cause__
+        cause = cause.__cause__ or (cause.__context__ if contexts else None)
 
 
 def user_error(error: BaseException) -> AdlError | None:
     """The ``AdlError`` inside an exception, which MONAI's transforms and configs wrap in their own; None if none is."""
-    cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, AdlError):
-            return cause
-        seen.add(id(cause))
-        cause = cause.__cause__ or cause.__context__
-    return None
+    return next((cause for cause in _causes(error, contexts=True) if isinstance(cause, AdlError)), None)
 
 
 def release_variables(error: BaseException) -> None:
     """Forget the scan that the variables of a traceback would keep in memory."""
-    cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:  # what MONAI wrapped is the cause of its own cause
-        seen.add(id(cause))
+    for cause in _causes(error, contexts=True):
         traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
 
 
 def refused_values(error: BaseException) -> tuple[str, str] | None:

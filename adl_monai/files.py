@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +26,34 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: If the file cannot be written. Nothing is left behind then, and an old file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with exchanging(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place.") from error
+
+
+@contextmanager
+def exchanging(path: Path, keep: Path | None = None) -> Iterator[Path]:
+    """As ``replacing``, for callers that say themselves what an ``OSError`` means.
+
+    Args:
+        path: Holds the old file until it holds the new one.
+        keep: Where the old file goes; between the two renames it is the only one.
+    """
+    # Unlike any other writer's, and short: a name may have 255 bytes.
+    temporary = path.with_name(f"{temporary_start(path)}{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_start(path: Path) -> str:
+    """How the temporary names of a file begin."""
+    return f".{path.name[:40]}."

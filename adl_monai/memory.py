@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import psutil
 import torch
 
 # Where each version of Linux's control groups keeps a group's limit, its use and, within that, files it could drop.
@@ -36,23 +36,9 @@ def available_memory(root: Path = Path("/")) -> int:
     Kubernetes, Slurm), whichever is less.
 
     Args:
-        root: Where ``proc`` and ``sys`` are.
+        root: Where ``proc`` and ``sys`` are that tell of control groups.
     """
-    return max(0, min([_machine(root), *_groups(root)]))
-
-
-def _machine(root: Path) -> int:
-    """On systems that do not say what is free, half of all."""
-    try:
-        text = (root / "proc/meminfo").read_text(encoding="ascii")
-        if found := re.search(r"^MemAvailable: *(\d+) kB", text, re.MULTILINE):
-            return int(found[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 4 * 2**30
+    return max(0, min([psutil.virtual_memory().available, *_groups(root)]))
 
 
 def _groups(root: Path) -> Iterator[int]:

@@ -20,8 +20,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import adl_monai.pipelines
 from adl_monai.cli import cli
-from adl_monai.cli_options import ByteSize
+from adl_monai.cli_options import NOISE_KINDS, ByteSize, NoiseLevel
+from adl_monai.data.noise import KINDS
 from tests.conftest import TINY
 
 COMMANDS = ["infer", "train", "evaluate", "prepare", "export", "listen", "info"]
@@ -107,6 +109,76 @@ def test_diverging_training_exits_with_6_and_keeps_the_checkpoint(manifest: Path
     assert all(torch.isfinite(value).all() for value in kept["objects"]["denoiser"].values())
 
 
+@pytest.fixture
+def two_scans(tmp_path: Path) -> Path:
+    for name in "ab":
+        voxels = np.random.default_rng(0).integers(0, 999, (16, 16, 16)).astype(np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii")
+    return tmp_path
+
+
+def denoising(two_scans: Path, output: object, **named: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "adl_monai", "infer", "a.nii", "b.nii", "-o", "out"]
+    return subprocess.run(
+        command, stdout=output, stderr=subprocess.PIPE, text=True, cwd=two_scans, check=False, **named
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("kind", ["full", "closed"])
+def test_an_output_that_takes_no_lines_ends_nothing(two_scans: Path, kind: str) -> None:
+    if kind == "full":
+        with open("/dev/full", "w") as full:
+            done = denoising(two_scans, full)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = denoising(two_scans, writer)
+        os.close(writer)
+    assert done.returncode == 5, done.stderr
+    assert sorted(path.name for path in (two_scans / "out").iterdir()) == ["a_denoised.nii", "b_denoised.nii"]
+    told = done.stderr.splitlines()
+    assert told[0] == "2 scans: 2 denoised, 0 skipped, 0 failed"
+    assert re.fullmatch(r"Error: the standard output did not take 2 of the lines .* the work itself is done\.", told[1])
+    assert len(told) == 2
+
+
+def test_letters_that_a_console_lacks_are_spelled_out(two_scans: Path) -> None:
+    (two_scans / "a.nii").rename(two_scans / "日本.nii")
+    done = run("infer", "日本.nii", cwd=two_scans, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\\u65e5\\u672c_denoised.nii\n")
+    done = run("infer", "missing日.nii", cwd=two_scans, env={**os.environ, "PYTHONIOENCODING": "cp1252:strict"})
+    assert done.returncode == 2
+    assert "missing\\u65e5.nii does not exist" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--debug", "-q", "--quiet"])
+def test_options_of_all_commands_are_told_their_place(option: str) -> None:
+    done = run("info", option)
+    assert done.returncode == 2
+    assert f"It goes before the command: adl-monai {option} COMMAND" in done.stderr
+    assert "before the command" not in run("info", "--loud").stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_lost_terminal_ends_what_nohup_does_not_shield(ignored: bool) -> None:
+    script = f"""
+import os, signal
+from adl_monai import cli
+@cli.cli.command()
+def hang_up():
+    os.kill(os.getpid(), signal.SIGHUP)
+signal.signal(signal.SIGHUP, signal.{"SIG_IGN" if ignored else "SIG_DFL"})
+import sys
+sys.argv = ["adl-monai", "hang-up"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == ((0, "") if ignored else (129, "interrupted\n"))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_codes(manifest: Path, tmp_path: Path, number: int, code: int) -> None:
     settings = [*SETTINGS, "--epochs", "500"]
@@ -186,6 +258,43 @@ def test_train_evaluate_infer_export_and_info_work_together(manifest: Path, tmp_
 )
 def test_sizes_of_memory(text: str, size: int) -> None:
     assert ByteSize().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "level"), [("0.1", 0.1), ("25/255", 25 / 255), ("5%", 0.05), ("0", 0), ("1", 1), ("1e-2", 0.01)]
+)
+def test_levels_of_noise(text: str, level: float) -> None:
+    assert NoiseLevel().convert(text, None, None) == level
+
+
+@pytest.mark.parametrize("text", ["25", "101%", "300/255", "-0.1", "nan", "inf", "1/0", "%", "", "much", "1/2/3"])
+def test_levels_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"share of the intensity range.*25/255"):
+        NoiseLevel().convert(text, None, None)
+
+
+def test_the_help_names_what_there_is() -> None:
+    assert list(KINDS) == list(NOISE_KINDS)
+    help_of = {name: CliRunner().invoke(cli, [name, "--help"], terminal_width=300).output for name in COMMANDS}
+    assert all(kind in help_of["evaluate"] for kind in KINDS)
+    configs = Path(adl_monai.pipelines.__path__[0])
+    values: dict[tuple[str, int], dict[str, float]] = {}
+    for preset in ("default", "paper", "release"):
+        for dims in (2, 3):
+            folder = configs / f"adl{dims}d" / "configs"
+            read = [json.loads((folder / f"{name}.json").read_text()) for name in ("train", preset)]
+            values[preset, dims] = read[0] | read[1]
+
+    def of(key: str) -> list[float]:
+        return [values[preset, dims][key] for preset in ("default", "paper", "release") for dims in (3, 2)]
+
+    assert of("max_epochs") == [40, 40, 40, 40, 48, 24]
+    assert "[default: 40; preset release: 48, in 2D 24]" in help_of["train"]
+    assert of("batch_size") == [8, 16, 8, 16, 4, 8]
+    assert "[default: 8, in 2D 16; preset release: 4, in 2D 8]" in help_of["train"]
+    assert of("learning_rate") == [0.002, 0.002, 0.0001, 0.0001, 0.002, 0.002]
+    assert "[default: 0.002; preset paper: 0.0001]" in help_of["train"]
+    assert of("seed") == [0] * 6
 
 
 @pytest.mark.parametrize("text", ["4X", "-1G", "", "lots", "1000", "0"])

@@ -20,6 +20,22 @@ def test_the_new_file_takes_the_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second, and longer")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_may_be_as_long_as_the_system_takes_it(tmp_path: Path) -> None:
+    path = tmp_path / ("日" * 83 + ".json")  # 254 bytes
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+
+
 @pytest.mark.parametrize(
     ("raised", "expected"), [(OSError(28, "No space left"), OutputError), (KeyError("x"), KeyError)]
 )

@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "adl_monai"
 # A room may import itself and rooms of a lower level; two rooms of one level stay apart.
 LEVELS = {
     "errors": 0,
+    "nameless": 0,
     "version": 0,
+    "bars": 1,
     "compute": 1,
     "files": 1,
     "memory": 1,
@@ -38,6 +40,7 @@ SAME_ROOM = {
     "bundle_of_a_run": "bundle",
     "bundle_values": "bundle",
     "cli_options": "cli",
+    "cli_streams": "cli",
 }
 
 

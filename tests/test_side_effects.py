@@ -1,15 +1,18 @@
-"""Who denoises from Python finds the process as it was: log levels, random numbers, filters of warnings."""
+"""Who denoises from Python finds the process as it was: its log, random numbers, filters of warnings, threads."""
 
 from __future__ import annotations
 
 import json
 import logging
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -42,6 +45,31 @@ def test_denoising_draws_no_random_numbers(model: str | None, identity_model: Mo
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
+
+
+def test_denoising_starts_no_thread_and_leaves_the_start_method_open(tmp_path: Path) -> None:
+    """Which a caller may fix once only: multiprocessing.set_start_method would fail after it."""
+    code = """
+import multiprocessing, sys, threading
+import numpy as np
+import adl_monai
+from adl_monai.stages.infer import infer
+noisy = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+adl_monai.denoise(noisy)
+adl_monai.denoise(noisy[0])
+infer([sys.argv[1]], sys.argv[2])
+infer([sys.argv[3]], sys.argv[2], time_series=True)
+assert multiprocessing.get_start_method(allow_none=True) is None
+print([thread.name for thread in threading.enumerate()])
+multiprocessing.set_start_method("spawn")
+"""
+    voxels = np.random.default_rng(0).normal(100, 20, (9, 10, 11, 2)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels[..., 0], np.eye(4)), tmp_path / "scan.nii")
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "series.nii")
+    command = [sys.executable, "-c", code, tmp_path / "scan.nii", tmp_path / "out", tmp_path / "series.nii"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['MainThread']\n"
 
 
 def test_monai_and_ignite_may_speak_again(

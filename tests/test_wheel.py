@@ -6,26 +6,54 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_denoises_in_a_clean_environment(tmp_path: Path, identity_model: Callable[[int], Path]) -> None:
-    # A copy, so that building leaves nothing in the working tree.
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy, so that building leaves nothing in the working tree."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("adl_monai", "pipelines", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "adl_monai",
+        "pipelines",
+        "tests",
+        "setup.cfg",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+    ):
         path = ROOT / name
         if path.is_dir():
             shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, source / name)
+    return source
+
+
+def test_the_sdist_builds_the_wheel_and_holds_no_part_of_the_tests(source: Path) -> None:
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", build], check=True, cwd=source, capture_output=True)
+    (sdist,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"adl_monai/py.typed", "pipelines/adl3d/models/model.pt", "LICENSE", "MANIFEST.in"} <= names
+    assert not [name for name in names if name.startswith("tests")]
+
+
+def test_the_wheel_denoises_in_a_clean_environment(
+    source: Path, tmp_path: Path, identity_model: Callable[[int], Path]
+) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)], check=True, cwd=tmp_path

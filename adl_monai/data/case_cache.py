@@ -86,7 +86,7 @@ class CaseCache(CacheDataset):
     def _count(self, item: Any) -> None:
         size = sum(value.nbytes for value in item.values() if isinstance(value, torch.Tensor | np.ndarray))
         self._held, self._largest, self._prepared = self._held + size, max(self._largest, size), self._prepared + 1
-        if sys.platform != "linux":  # other systems swap before they kill, and do not tell us what is free
+        if sys.platform != "linux":  # other systems swap before they kill
             return
         left = available_memory()
         if self._prepared < self.cache_num and left < min(self._held, LEAST_LEFT + COPIES * self._largest):

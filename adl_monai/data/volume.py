@@ -20,7 +20,10 @@ from adl_monai.errors import OutputError, ScanFileError, UsageError
 logger = logging.getLogger("adl_monai")
 
 FEWEST_STEPS = 4096
-"""Of float32 within the range of a scan, below which contrasts are visibly rounded: 12 bits, as scanners store."""
+"""Of float32 within the range of an image, below which contrasts are visibly rounded: 12 bits, as scanners store.
+
+A file with fewer is warned of; an array is refused, as its caller can subtract an offset at once.
+"""
 
 _BLOCK = 16  # slices converted at a time, so that no float64 copy of a whole scan exists
 
@@ -66,6 +69,35 @@ class Volume:
             return self
         return replace(self, array=np.where(source.padding, source.array, self.array), padding=source.padding)
 
+    def save(
+        self,
+        path: Path | str,
+        *,
+        dtype: str | np.dtype = "same",
+        series: str | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Write ``array`` as a denoised copy of the source at ``self.path``: see ``adl_monai.data.io.write_volume``.
+
+        Args:
+            path: The file, or the folder of a DICOM series.
+            dtype: ``same`` as the source, or a type such as ``float32``.
+            series: As in ``read_volume``, where the source is a folder of several DICOM series.
+            overwrite: Replace an existing output.
+
+        Returns:
+            The number of voxels that did not fit the type and were saturated.
+
+        Raises:
+            OutputError: If the output exists or cannot be written; nothing is left behind.
+        """
+        from adl_monai.data.io import write_volume  # which imports this module
+
+        like = None if self.format == "synthetic" else self.path
+        return write_volume(
+            path, self.array, like=like, affine=self.affine, dtype=dtype, series=series, overwrite=overwrite
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class WritePlan:
@@ -94,11 +126,12 @@ def require_file(path: Path) -> None:
     """Refuse a path that is not a file, and an empty file.
 
     Raises:
-        UsageError: If there is no file of this name.
+        UsageError: If there is no file of this name, or what has it is no regular file (a pipe, a folder).
         ScanFileError: If it holds no bytes or may not be read.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; check the name.")
+        found = "not a regular file; copy what it holds into one" if path.exists() else "no such file; check the name"
+        raise UsageError(f"{path}: {found}.")
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -192,6 +225,12 @@ def check_contrast(path: Path, values: tuple[float, float], stored: Callable[[],
         )
 
 
+def float32_step(lowest: float, highest: float) -> float:
+    """How far apart the numbers of float32 are between two values, where they are farthest."""
+    peak = np.float32(min(max(abs(lowest), abs(highest)), float(np.finfo(np.float32).max)))
+    return float(np.spacing(np.nextafter(peak, np.float32(0))))
+
+
 def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slope: float = 1.0) -> None:
     """Warn when float32 cannot tell neighbouring values of this scan apart.
 
@@ -200,7 +239,7 @@ def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slo
     """
     lowest, highest = float(values.min()), float(values.max())
     peak = np.float32(max(abs(lowest), abs(highest)))
-    step = float(np.spacing(np.nextafter(peak, np.float32(0))))
+    step = float32_step(lowest, highest)
     if stored_dtype.kind in "iu":
         if step > abs(slope):
             logger.warning(

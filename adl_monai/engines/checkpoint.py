@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,8 +11,10 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
+from adl_monai.data.output import sync
 from adl_monai.engines.restore import restore
 from adl_monai.errors import ModelError, OutputError, is_out_of_memory
+from adl_monai.files import exchanging, temporary_start
 
 logger = logging.getLogger(__name__)
 
@@ -234,23 +235,11 @@ def write_atomically(state: Any, path: Path, keep: Path | None = None) -> None:
     Raises:
         OSError: If it cannot be written; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            _save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    for left in path.parent.glob(f"{temporary_start(path)}*.tmp"):  # by a run that was killed; as large as this one
+        left.unlink(missing_ok=True)
+    with exchanging(path, keep) as temporary, temporary.open("wb") as file:
+        _save(state, file)
+    sync(path.parent)  # the new name
 
 
 def _save(state: Any, file: IO[bytes]) -> None:

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from adl_monai.bars import bar
 from adl_monai.data.raw_voxels import Box
 from adl_monai.inferers.columns import Column, plan_columns, smallest_column
 from adl_monai.inferers.unet_stream import UNetStream
@@ -86,11 +86,13 @@ class Sweep:
             progress: Show a bar.
         """
         columns = self.columns(shape)
-        with tqdm(total=shape[self.along] * len(columns), disable=not progress, unit="plane", leave=False) as bar:
+        with bar(shape[self.along] * len(columns), "plane", progress) as advance:
             for column in columns:
-                self._run(column, read, write, shape, bar)
+                self._run(column, read, write, shape, advance)
 
-    def _run(self, column: Column, read: Read, write: Write, shape: Sequence[int], bar: tqdm) -> None:
+    def _run(
+        self, column: Column, read: Read, write: Write, shape: Sequence[int], advance: Callable[[int], object]
+    ) -> None:
         length, done = shape[self.along], 0
         padded = _ceil(length)
         area = column.pixels()
@@ -110,7 +112,7 @@ class Sweep:
                 denoised = self.stream.push(part, last)
                 if denoised is not None:
                     done += self._write(column, write, denoised, shape, done)
-            bar.update(stop - start)
+            advance(stop - start)
 
     def _box(self, across: Sequence[slice], along: slice) -> Box:
         axes = dict(zip(self.across, across, strict=True)) | {self.along: along}

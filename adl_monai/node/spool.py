@@ -15,6 +15,7 @@ import hmac
 import os
 import secrets
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -50,7 +51,7 @@ class Spool:
         self.lock = threading.RLock()
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._held = _hold(self.root)
+            self._held: int | None = _hold(self.root)
             for name in _FOLDERS:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
             self._key = self._read_key()
@@ -196,16 +197,19 @@ class Spool:
                 remove(path)
 
 
-def _hold(root: Path) -> int | None:
-    """Lock a folder until this process ends; None where the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
+def _hold(root: Path) -> int:
+    """Lock a folder until this process ends."""
     file = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # Windows' locks raise the latter
         os.close(file)
         raise UsageError(f"the spool {root} is in use by another listener; name another with --spool.") from error
     return file

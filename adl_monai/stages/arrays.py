@@ -12,17 +12,15 @@ import numpy as np
 import torch
 
 from adl_monai.bundle import Denoiser, load_denoiser
+from adl_monai.compute import pick_device
 from adl_monai.data.io import read_volume
 from adl_monai.data.noise_floor import keep_means, keeps_means, warn_of_fall
 from adl_monai.data.normalization import denormalize, normalize, robust_range
-from adl_monai.data.volume import Volume
-from adl_monai.errors import UsageError
+from adl_monai.data.volume import FEWEST_STEPS, Volume, float32_step
+from adl_monai.errors import ModelError, UsageError
 from adl_monai.stages.slices import fitting_axes
 
 logger = logging.getLogger(__name__)
-
-LEAST_STEPS = 1024
-"""Numbers of float32 in an array's robust range; with fewer, what is returned would be coarser than faint noise."""
 
 
 @overload
@@ -65,7 +63,7 @@ def denoise(
 
     Args:
         image: A (H, W) or (H, W, D) array of any intensity scale, a ``Volume``, or the path of a scan. Tensors are
-            refused, as MONAI's have a channel axis: pass ``tensor[0].numpy()``.
+            refused, as MONAI's have a channel axis: pass ``tensor[0].numpy()``. So are arrays with masked elements.
         model: A ``Denoiser`` from ``adl_monai.bundle.load_denoiser`` (for many images), or what ``find_bundle`` takes.
             None takes the shipped one that ``fitting_axes`` says; voxels of an array count as cubes.
         device: As in ``infer``; ignored when a ``Denoiser`` is given.
@@ -84,6 +82,7 @@ def denoise(
             has no such value.
         ModelError: If there is no such model, or it is 3D and the image 2D.
     """
+    _check_options(model, device, strength)
     if not isinstance(image, np.ndarray):
         if not isinstance(image, Volume | str | os.PathLike):
             raise UsageError(_not_an_image(image))
@@ -104,8 +103,12 @@ def denoise(
         )
         return replace(volume, array=array).with_padding_of(volume)
     keep = keeps_means(noise_floor)
-    if not 0 <= strength <= 1:
-        raise UsageError(f"strength {strength} is outside 0..1.")
+    if np.ma.is_masked(image):
+        raise UsageError(
+            f"{np.ma.count_masked(image)} of the array's {image.size} elements are masked, which a model cannot see; "
+            "pass array.filled(value), with a value such as array.min(), and mask what comes back."
+        )
+    image = np.asarray(image)  # of a subclass
     if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "uif":
         raise UsageError(f"an array of shape {image.shape} and dtype {image.dtype} is not a 2D or 3D grey image.")
     if not np.isfinite(image).all():
@@ -113,6 +116,10 @@ def denoise(
     if not isinstance(model, Denoiser):
         axes = fitting_axes(image.shape)
         model = load_denoiser(model, spatial_dims=axes, device=device, precision=precision, ensemble=ensemble)
+    if model.spatial_dims > image.ndim:
+        raise ModelError(
+            f"the array is 2D (shape {image.shape}), but the model {model.name} is 3D; pass a 2D one (model='adl2d')."
+        )
     noisy = torch.from_numpy(_in_single(image, model.percentiles))[None]
     lower, upper = model.percentiles
     offset, scale = robust_range(noisy, lower, upper)
@@ -133,7 +140,7 @@ def denoise(
 
 
 def _in_single(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
-    """An array in float32; ``LEAST_STEPS`` holds where float32 is coarser than the array's own numbers.
+    """An array in float32; ``FEWEST_STEPS`` holds where float32 is coarser than the array's own numbers.
 
     Raises:
         UsageError: If it does not hold, or values are beyond float32.
@@ -146,15 +153,27 @@ def _in_single(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarra
     if not np.isfinite(single).all():
         raise UsageError(f"the array holds values beyond {largest:.1e}, the largest of float32; divide it first.")
     offset, scale = robust_range(image, *percentiles)
-    step = float(np.spacing(np.float32(max(abs(offset), min(abs(offset + scale), largest)))))
+    step = float32_step(offset, offset + scale)
     exact = step <= 1 if image.dtype.kind in "ui" else np.array_equal(single, image)
-    if exact or scale >= LEAST_STEPS * step or (scale == 0 and image.min() == image.max()):
+    if exact or scale >= FEWEST_STEPS * step or (scale == 0 and image.min() == image.max()):
         return single
     raise UsageError(
         f"between {offset:.10g} and {offset + scale:.10g}, where most of the array's values lie, float32 has only "
         f"{int(scale / step)} numbers, and images are denoised and returned in float32. Subtract the offset first, and "
         "add it afterwards: denoise(array - array.min()) + array.min(); multiply numbers that are tiny."
     )
+
+
+def _check_options(model: object, device: str, strength: object) -> None:
+    """Refuse what callers from Python may pass and the command line cannot."""
+    if not isinstance(model, Denoiser | str | os.PathLike | None):
+        raise UsageError(
+            f"model is a {type(model).__name__}; expected a name (adl3d, adl2d), a folder, or load_denoiser's result."
+        )
+    if not isinstance(strength, int | float | np.floating) or not 0 <= strength <= 1:
+        raise UsageError(f"strength is {strength!r}; expected a number from 0 to 1.")
+    if not isinstance(model, Denoiser):
+        pick_device(device)
 
 
 def _not_an_image(image: object) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
-from tqdm import tqdm
 
+from adl_monai.bars import bar
 from adl_monai.bundle import (
     find_bundle,
     inference_overrides,
@@ -49,6 +49,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
+    ensemble: int = 1,
     overwrite: bool = False,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -66,10 +67,11 @@ def evaluate(
             that fits the images as in ``infer``: all 2D or of thick slices, or all other volumes.
         split: ``training``, ``validation`` or ``test``.
         noise: Kind of noise.
-        sigmas: Noise levels, as shares of the intensity range.
+        sigmas: Noise levels, as shares of the intensity range, from 0 to 1.
         device: As in ``infer``.
         precision: As in ``infer``.
         seed: Fixes the noise.
+        ensemble: As in ``infer``.
         overwrite: Replace existing outputs.
         progress: Show a bar.
 
@@ -90,6 +92,8 @@ def evaluate(
         raise UsageError("no noise level was given; expected at least one, such as --sigma 0.05.")
     for sigma in sigmas:
         Degradation(noise, float(sigma), seed)  # refuses a kind or level that is none
+        if sigma > 1:
+            raise UsageError(f"noise level {sigma} is above 1; levels are shares of the intensity range: 25/255, 0.1.")
     parsed = load_manifest(manifest)
     cases: Sequence[Case] = getattr(parsed, split)
     if not cases:
@@ -111,7 +115,7 @@ def evaluate(
     # Of a pair, the level means nothing.
     passes = [(NO_NOISE, 0.0, real)] * bool(real) + [(noise, float(sigma), clean) for sigma in sigmas if clean]
     rows: list[dict[str, Any]] = []
-    with tqdm(total=sum(len(item[2]) for item in passes), unit="case", disable=not progress, leave=False) as bar:
+    with bar(sum(len(item[2]) for item in passes), "case", progress) as advance:
         for kind, sigma, measured in passes:
             overrides = {
                 **values,
@@ -122,6 +126,7 @@ def evaluate(
                 "seed": seed,
                 "device#name": device,
                 "precision": precision,
+                "ensemble": ensemble,
                 "save_tables": False,
                 "data#check": False,  # the pairs, above
                 "data#pairs": kind == NO_NOISE,
@@ -129,7 +134,7 @@ def evaluate(
             workflow = open_workflow(trusted, ("inference", "evaluate"), "infer", overrides)
             with surfacing_user_errors(), quiet_libraries():
                 workflow.initialize()
-                workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: bar.update())
+                workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: advance(1))
                 workflow.run()
             state = workflow.evaluator.state
             details = {name: state.metric_details[name].flatten().tolist() for name in COLUMNS[3:]}
@@ -138,7 +143,7 @@ def evaluate(
                 rows.append({"case": case.image, "noise": kind, "sigma": sigma} | figures)
             means = {name: float(state.metrics[name]) for name in COLUMNS[3:]}
             rows.append({"case": "mean", "noise": kind, "sigma": sigma} | means)
-    _write(output, table, {"model": str(root), "split": split, "seed": seed}, rows)
+    _write(output, table, {"model": str(root), "split": split, "seed": seed, "ensemble": ensemble}, rows)
     return rows
 
 
@@ -171,15 +176,17 @@ def _checked_axes(cases: Sequence[Case], progress: bool) -> tuple[list[int], lis
     """
     refusals = Refusals(len(cases))
     axes, fitting = [], []
-    for case in tqdm(cases, desc="Checking", unit="case", disable=not progress, leave=False):
-        if case.image.startswith(SYNTHETIC):
-            axes.append(case.image.split(",")[1].count("x") + 1)  # kind, shape, seed
-            fitting.append(axes[-1])
-            continue
-        with refusals.collecting():
-            shape, spacing = _grid(case)
-            axes.append(len(shape))
-            fitting.append(fitting_axes(shape, spacing))
+    with bar(len(cases), "case", progress, "Checking") as advance:
+        for case in cases:
+            if case.image.startswith(SYNTHETIC):
+                axes.append(case.image.split(",")[1].count("x") + 1)  # kind, shape, seed
+                fitting.append(axes[-1])
+            else:
+                with refusals.collecting():
+                    shape, spacing = _grid(case)
+                    axes.append(len(shape))
+                    fitting.append(fitting_axes(shape, spacing))
+            advance(1)
     refusals.raise_them()
     return axes, fitting
 

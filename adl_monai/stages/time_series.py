@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from adl_monai.bars import bar
 from adl_monai.bundle import Denoiser
 from adl_monai.data.formats import output_format, scan_format
 from adl_monai.data.nifti import peek_header
@@ -75,8 +75,9 @@ def denoise_time_series(
     means = []
     with open_nifti_source(job.source, job.output, time_series=True) as source:
         warn_of_spacing(job.source, source.header.affine)
-        with nifti_sink(job.output, job.source, source.header, dtype, overwrite) as sink:
-            for index in tqdm(range(count), unit="volume", disable=not progress, leave=False):
+        sinking = nifti_sink(job.output, job.source, source.header, dtype, overwrite)
+        with sinking as sink, bar(count, "volume", progress) as advance:
+            for index in range(count):
                 box = slice(0, rows), slice(0, columns), slice(index * planes, (index + 1) * planes)
                 noisy = source.read(box)
                 if index == 0:
@@ -90,6 +91,7 @@ def denoise_time_series(
                 means.append((noisy.mean(dtype=float), denoised.mean(dtype=float), noisy.min()))
                 if preview and index == count // 2:
                     picture = _picture(noisy, denoised, denoiser, source.header.affine)
+                advance(1)
         if preview:
             write_preview(job.preview, picture)
     if constant:

@@ -61,6 +61,15 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.png", "a.tif", "a.dcm"])
+def test_a_pipe_is_refused_as_one(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_volume(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.nrrd", "a.png", "a.tif"])
 def test_identity_in_the_own_format(tmp_path: Path, name: str) -> None:
     source, out = make_source(tmp_path / "in", name), tmp_path / "out"

@@ -38,8 +38,7 @@ def start():
     return child
 
 def writing(since):
-    for name in ("bundle/models/.model.pt.tmp", "checkpoints/.last.pt.tmp", "checkpoints/.best.pt.tmp"):
-        path = run / name
+    for path in (*run.glob("bundle/models/.model.pt.*.tmp"), *run.glob("checkpoints/.*.pt.*.tmp")):
         try:
             if path.stat().st_mtime > since:
                 return True

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +122,25 @@ def test_an_orderly_end_leaves_nothing_half_removed(spool: Spool) -> None:
     (spool.root / "temporary" / "000005" / "source").mkdir(parents=True)
     spool.release()
     assert not list((spool.root / "temporary").iterdir())
+
+
+def test_one_process_holds_it_on_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locking(file: int, mode: int, count: int) -> None:
+        """As the C library's: refuses a file that is locked with this error."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    monkeypatch.setattr("adl_monai.node.spool.sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    first = Spool(tmp_path / "spool", 3, 0)
+    with pytest.raises(UsageError, match="in use by another listener"):
+        Spool(tmp_path / "spool", 3, 0)
+    first.release()
+    Spool(tmp_path / "spool", 3, 0).release()
 
 
 def test_one_process_holds_it(spool: Spool) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 
 import adl_monai
-from adl_monai.errors import UsageError
+from adl_monai.data.io import read_volume
+from adl_monai.data.volume import FEWEST_STEPS
+from adl_monai.errors import ModelError, UsageError
 from adl_monai.stages.infer import infer
 from tests.stages.test_infer import write_nifti
 
@@ -64,6 +67,61 @@ def test_values_that_float32_cannot_tell_apart_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=r"float32 has only \d+ numbers.*Subtract the offset"):
         adl_monai.denoise(coarse(noisy), identity_model(3))
+
+
+@pytest.mark.parametrize("steps", [FEWEST_STEPS - 96, FEWEST_STEPS])
+def test_arrays_are_refused_where_files_are_warned_of(
+    steps: int, tmp_path: Path, identity_model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One measure for both: as many numbers of float32 as 12 bits have."""
+    levels = np.where(np.indices((16, 16, 16)).sum(0) % 2, 2.0**24, 2.0**24 - steps)  # the largest that are 1 apart
+    levels[0, 0, 0] += 0.3  # which float32 does not hold
+    nib.save(nib.Nifti1Image(levels, np.eye(4)), tmp_path / "scan.nii")
+    read_volume(tmp_path / "scan.nii")
+    coarse = steps < FEWEST_STEPS
+    assert ("contrasts are lost" in caplog.text) == coarse
+    if coarse:
+        with pytest.raises(UsageError, match=rf"only {steps} numbers"):
+            adl_monai.denoise(levels, identity_model(3))
+    else:
+        adl_monai.denoise(levels, identity_model(3))
+
+
+def test_a_mask_is_refused_not_forgotten(noisy: np.ndarray, identity_model: Model) -> None:
+    model = identity_model(3)
+    holes = noisy.copy()
+    holes[:2] = np.nan
+    for masked in (np.ma.masked_less(noisy, 90), np.ma.masked_invalid(holes)):
+        with pytest.raises(UsageError, match=rf"{masked.mask.sum()} of the array's 4096 .*masked.*\.filled\(value\)"):
+            adl_monai.denoise(masked, model)
+    plain = adl_monai.denoise(np.ma.array(noisy), model)
+    assert type(plain) is np.ndarray
+    assert np.array_equal(plain, adl_monai.denoise(noisy, model))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": None}, "device is None.*cuda"),
+        ({"device": 0}, "device is 0.*cuda"),
+        ({"strength": "0.5"}, "strength is '0.5'.*from 0 to 1"),
+        ({"strength": None}, "strength is None"),
+        ({"strength": float("nan")}, "strength is nan"),
+        ({"model": 3}, "model is a int; expected a name"),
+    ],
+)
+@pytest.mark.parametrize("path", [False, True])
+def test_options_that_are_none_are_refused_in_words(
+    options: dict[str, object], words: str, path: bool, noisy: np.ndarray, tmp_path: Path
+) -> None:
+    write_nifti(tmp_path / "scan.nii", noisy.astype(np.float32))
+    with pytest.raises(UsageError, match=words):
+        adl_monai.denoise(tmp_path / "scan.nii" if path else noisy, **options)
+
+
+def test_a_3d_model_for_a_2d_array_is_refused_in_pythons_terms(noisy: np.ndarray) -> None:
+    with pytest.raises(ModelError, match=r"2D \(shape \(16, 16\)\).*adl3d is 3D.*model='adl2d'"):
+        adl_monai.denoise(noisy[0], "adl3d")
 
 
 def test_values_beyond_float32_are_refused(noisy: np.ndarray, identity_model: Model) -> None:

@@ -99,6 +99,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_measuring(tmp_path: Path
     [
         ({"sigmas": (0.05, -1)}, "sigma=-1.0"),
         ({"sigmas": (0.05, float("nan"))}, "sigma=nan"),
+        ({"sigmas": (25,)}, "25 is above 1.*25/255"),
         ({"sigmas": ()}, "no noise level"),
         ({"noise": "hiss"}, "hiss"),
     ],
@@ -149,6 +150,16 @@ def test_real_pairs_are_measured_once_and_say_that_nothing_was_added(tmp_path: P
     assert [row["noise"] for row in table] == [row["noise"] for row in rows]
     assert tuple(table[0]) == COLUMNS
     assert json.loads((tmp_path / "deep/er/metrics.json").read_text())["rows"] == rows
+
+
+def test_an_ensemble_is_measured_and_named(tmp_path: Path) -> None:
+    path, output = manifest_of(tmp_path, FLAT), tmp_path / "metrics.json"
+    alone, together = (evaluate(path, output, ensemble=count, overwrite=True)[-1] for count in (1, 4))
+    assert together["psnr_noisy"] == alone["psnr_noisy"]
+    assert together["psnr"] != alone["psnr"]
+    assert json.loads(output.read_text())["ensemble"] == 4
+    with pytest.raises(UsageError, match="ensemble is 3"):
+        evaluate(path, output, ensemble=3, overwrite=True)
 
 
 @pytest.mark.parametrize("real", [False, True])

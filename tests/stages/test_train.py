@@ -74,7 +74,7 @@ def test_real_pairs_and_clean_scans_train_together(
     capsys.readouterr()
     rows = evaluate(manifest, tmp_path / "metrics.json", model=result.run_dir, sigmas=[0.1, 0.2])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("adl_monai.stages.evaluate.tqdm", partial(tqdm, mininterval=0))  # every step, however fast
+    monkeypatch.setattr("adl_monai.bars.tqdm", partial(tqdm, mininterval=0))  # every step, however fast
     evaluate(manifest, tmp_path / "again.json", model=result.run_dir, sigmas=[0.1, 0.2], progress=True)
     assert "1/1" in capsys.readouterr().err
     # A real pair has the noise it has, whatever level clean cases would get: it is measured once.
