@@ -57,7 +57,9 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     default="1",
     help="Average over so many mirror images: better, slower.  [default: 1]",
 )
-@click.option("--series", metavar="UID|NUMBER", help="Which DICOM series of a folder that holds several.")
+@click.option(
+    "--series", metavar="UID|NUMBER|all", help="Which DICOM series of a folder that holds several; all for each."
+)
 @click.option("--time-series", is_flag=True, help="Denoise each volume of 4D NIfTI files (DWI, fMRI) by itself.")
 @OVERWRITE
 @click.option("--resume", is_flag=True, help="Skip scans that have an output, unless it is older than the scan.")

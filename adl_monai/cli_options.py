@@ -19,7 +19,7 @@ PRECISION = click.option(
 MODEL = click.option(
     "--model",
     metavar="NAME|DIR|FILE",
-    help="Run folder, bundle, model.pt, adl3d or adl2d.  [default: adl3d; adl2d for 2D images]",
+    help="Run folder, bundle, model.pt, adl3d or adl2d.  [default: adl3d; adl2d for 2D images and thick slices]",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 
