@@ -85,8 +85,8 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, every_series: bool = 
     shared = [job.output for job in jobs if counts[_spelled_alike(job.output)] > 1]
     if shared:
         raise UsageError(
-            f"several inputs have the same name and would all be written to {shared[0]}; give them in separate runs "
-            "with different -o folders."
+            f"several inputs have the same name (a and A count as one) and would all be written to {shared[0]}; give "
+            "them in separate runs with different -o folders."
         )
     _keep_apart(jobs)
     return jobs
