@@ -82,7 +82,11 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     show_default=True,
     help="What lifts the mean: removed in MRI, kept with the means in CT, PET, counts. auto asks DICOM's Modality.",
 )
-@click.option("--series", metavar="UID|NUMBER", help="Which DICOM series to take from a folder that holds several.")
+@click.option(
+    "--series",
+    metavar="UID|NUMBER|all",
+    help="Which DICOM series to take from a folder that holds several; all for each.",
+)
 @click.option("--time-series", is_flag=True, help="Denoise each volume of a 4D NIfTI file (DWI, fMRI) by itself.")
 @OVERWRITE
 @click.option("--resume", is_flag=True, help="Skip scans whose output exists and is not older than the scan.")

@@ -47,7 +47,7 @@ NOISE_KINDS = (  # of adl_monai.data.noise, which takes seconds to import
 MODEL = click.option(
     "--model",
     metavar="NAME|DIR|FILE",
-    help="Run folder, bundle folder, model.pt, adl3d or adl2d.  [default: adl3d; adl2d for 2D images]",
+    help="Run folder, bundle folder, model.pt, adl3d or adl2d.  [default: adl3d; adl2d for 2D images and thick slices]",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,10 +9,9 @@ from pathlib import Path
 from adl_monai.data.formats import find_scans, is_scan, scan_suffix
 from adl_monai.data.monai_io import default_output_path
 from adl_monai.data.output import check_output, make_folder_of
+from adl_monai.data.results import results_among, tell_left_out
 from adl_monai.errors import UsageError
 from adl_monai.files import named_path
-
-logger = logging.getLogger(__name__)
 
 
 def list_cases(
@@ -46,23 +44,12 @@ def list_cases(
 
 
 def without_results(folder: Path, scans: Sequence[Path], output_dir: Path) -> list[Path]:
-    """Those of the scans found in a folder that are not, by name, the result of another one, or the picture of one.
-
-    Results lie in ``output_dir`` or, from an earlier run, beside their scans; of the latter a warning tells.
+    """Those of the scans found in a folder that are no results, in ``output_dir`` or, as `results_among` finds them, of
+    an earlier run; of the latter a warning tells.
     """
-    of_this_run = _made(scans, output_dir)
-    beside = {made for scan in scans for made in _made([scan], scan.parent)}
-    earlier = [scan for scan in scans if named_path(scan) in beside - of_this_run]
-    if earlier:
-        logger.warning(
-            "%s: %d results of an earlier run, which lie beside their scans, are left out (%s%s); name them to "
-            "denoise them again.",
-            folder,
-            len(earlier),
-            ", ".join(scan.name for scan in earlier[:3]),
-            ", ..." if len(earlier) > 3 else "",
-        )
-    return [scan for scan in scans if named_path(scan) not in of_this_run | beside]
+    of_this_run, earlier = _made(scans, output_dir), results_among(scans)
+    tell_left_out(folder, [scan for scan in scans if scan in earlier and named_path(scan) not in of_this_run])
+    return [scan for scan in scans if scan not in earlier and named_path(scan) not in of_this_run]
 
 
 def refuse_shared(outputs: Iterable[Path]) -> None:
@@ -71,12 +58,19 @@ def refuse_shared(outputs: Iterable[Path]) -> None:
     Raises:
         UsageError: Naming the first.
     """
-    shared = [path for path, count in Counter(outputs).items() if count > 1]
+    paths = list(outputs)
+    counts = Counter(spelled_alike(path) for path in paths)
+    shared = [path for path in paths if counts[spelled_alike(path)] > 1]
     if shared:
         raise UsageError(
-            f"several inputs have the same name and would all be written to {shared[0]}; give them in separate runs "
-            "with different -o folders (--output_dir in MONAI's runner)."
+            f"several inputs have the same name (a and A count as one) and would all be written to {shared[0]}; give "
+            "them in separate runs with different -o folders (--output_dir in MONAI's runner)."
         )
+
+
+def spelled_alike(path: Path) -> str:
+    """Equal for names that are one to file systems which do not tell a from A."""
+    return str(path).casefold()
 
 
 def preview_path(output: Path) -> Path:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import pydicom
+
 from adl_monai.version import __version__
 
 TOOL = "adl_monai"
@@ -43,6 +45,11 @@ def describe(derivation: Derivation | None) -> str:
     if derivation is None:
         return made
     return f"{made}, model {derivation.model}, weights SHA-256 {derivation.weights_sha256}"
+
+
+def names_this_tool(header: pydicom.Dataset) -> bool:
+    """Whether the header of a DICOM image says that this program has made it."""
+    return any(item.get("Manufacturer") == TOOL for item in header.get("ContributingEquipmentSequence") or [])
 
 
 @lru_cache(maxsize=8)

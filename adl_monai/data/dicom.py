@@ -88,6 +88,31 @@ def locate(path: Path, series: str | None = None) -> Stack:
     return Stack(*order_slices(headers))
 
 
+def name_series(folder: Path) -> dict[str, str]:
+    """The series in a folder, by SeriesInstanceUID, each with a name of its own that tells nothing of the patient.
+
+    It is the SeriesNumber, ``x`` for none; of several series with one number, each has its place among them behind it.
+    What this program made of others is left out with a warning, unless there is nothing else.
+
+    Raises:
+        UsageError: If the folder holds no image.
+        ScanFileError: If a file is damaged: whose slice it is, nobody can tell.
+    """
+    groups = _by_series(_folder_headers(folder))
+    sources = {uid: group for uid, group in groups.items() if not any(header.made_here for header in group)} or groups
+    if len(sources) < len(groups):
+        logger.warning("%s: %d series that were denoised already are left out.", folder, len(groups) - len(sources))
+    alike: dict[str, list[str]] = {}
+    for uid in sorted(sources):
+        number = sources[uid][0].series_number
+        alike.setdefault("x" if number is None else str(number), []).append(uid)
+    return {
+        uid: number if len(uids) == 1 else f"{number}_{place}"
+        for number, uids in alike.items()
+        for place, uid in enumerate(uids, 1)
+    }
+
+
 def read_stack(stack: Stack, path: Path) -> Volume:
     """The values of located planes, without a word of what is odd about them; ``path`` is the volume's."""
     array = np.empty((*stack.shape[:2], len(stack.places)), np.float32)
@@ -123,9 +148,7 @@ def _folder_headers(folder: Path) -> list[SliceHeader]:
 
 
 def _choose_series(headers: list[SliceHeader], series: str | None, folder: Path) -> list[SliceHeader]:
-    groups: dict[str, list[SliceHeader]] = {}
-    for header in headers:
-        groups.setdefault(header.series_uid, []).append(header)
+    groups = _by_series(headers)
     chosen = [
         group
         for uid, group in groups.items()
@@ -133,12 +156,21 @@ def _choose_series(headers: list[SliceHeader], series: str | None, folder: Path)
     ]
     if len(chosen) == 1:
         return chosen[0]
+    # No SeriesDescription: people write names into it.
     lines = sorted(
-        f"SeriesNumber {group[0].series_number}, {group[0].modality}, {len(group)} images, {uid}"
+        f"SeriesNumber {group[0].series_number}, {group[0].modality}, {group[0].rows} x {group[0].columns} pixels, "
+        f"{len(group)} images, {uid}"
         for uid, group in groups.items()
     )
     asked = "several series" if series is None else f"{len(chosen)} series called {series!r}"
     raise UsageError(
-        f"{folder}: {asked} in this folder; choose one by its SeriesInstanceUID or SeriesNumber (--series):\n  "
-        + "\n  ".join(lines)
+        f"{folder}: {asked} in this folder; choose one by its SeriesInstanceUID or SeriesNumber (--series), or take "
+        "each with --series all:\n  " + "\n  ".join(lines)
     )
+
+
+def _by_series(headers: list[SliceHeader]) -> dict[str, list[SliceHeader]]:
+    groups: dict[str, list[SliceHeader]] = {}
+    for header in headers:
+        groups.setdefault(header.series_uid, []).append(header)
+    return groups

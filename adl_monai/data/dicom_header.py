@@ -24,6 +24,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
+from adl_monai.data.derivation import names_this_tool
 from adl_monai.data.dicom_parse import discreet, parse
 from adl_monai.errors import ScanFileError
 
@@ -33,7 +34,7 @@ _TAGS = [
     "SpacingBetweenSlices", "SliceThickness", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     "NumberOfFrames", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "SamplesPerPixel",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
-    "PixelPaddingRangeLimit", "BurnedInAnnotation",
+    "PixelPaddingRangeLimit", "BurnedInAnnotation", "ContributingEquipmentSequence",
 ]  # fmt: skip
 _ENHANCED = (
     EnhancedCTImageStorage, EnhancedMRImageStorage, EnhancedPETImageStorage, LegacyConvertedEnhancedCTImageStorage,
@@ -60,7 +61,8 @@ class SliceHeader:
     ``frame`` counts from 0 and ``frames`` is how many the file holds. ``padding`` is the range of stored values that
     stand for "no image here". ``dtype`` and ``bits`` (the lowest ones, sign included) are those of stored values. With
     ``has_lut`` a Modality LUT makes the values: slope and intercept are then 1 and 0, dtype and bits the LUT's.
-    ``fault`` says why the image cannot be read here (colour, cine, ...); it matters only if it is chosen.
+    ``made_here`` marks a result of this program. ``fault`` says why the image cannot be read here (colour, cine, ...);
+    it matters only if it is chosen.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class SliceHeader:
     padding: tuple[int, int] | None
     has_lut: bool
     burned_in: bool
+    made_here: bool
     fault: str | None
 
     @property
@@ -168,6 +171,7 @@ def _slice_header(
         padding=_padding(dataset),
         has_lut=has_lut,
         burned_in=str(dataset.get("BurnedInAnnotation", "")).upper() == "YES",
+        made_here=names_this_tool(dataset),
         fault=fault or (_lut_fault(bits, path) if has_lut else _scale_fault(get, path)),
     )
 

@@ -141,7 +141,7 @@ class SaveImageLiked(SaveImaged):
         output_postfix: Added to the name after an underscore; may be empty.
         output_ext: Suffix of the output; None takes the source's (JPEG and BMP become .png).
         dtype: ``same`` or a type, see `adl_monai.data.io.write_volume`.
-        overwrite: Whether existing files may be replaced.
+        overwrite: Whether existing files may be replaced; an item may bring its own ``overwrite``.
         output_key: Where an item may name its own output.
         checkpoint: The weights that made the images, ``<bundle>/models/model.pt``: DICOM outputs name the model and the
             SHA-256 of this file.
@@ -198,7 +198,8 @@ class SaveImageLiked(SaveImaged):
         else:
             path = default_output_path(name, self.output_dir, self.output_postfix, self.output_ext)
         make_folder_of(path)
-        check_output(path, source, self.overwrite)
+        overwrite = bool(item.get("overwrite", self.overwrite))
+        check_output(path, source, overwrite)
         affine = image.affine if isinstance(image, MetaTensor) else meta["original_affine"]
         clipped = write_volume(
             path,
@@ -207,7 +208,7 @@ class SaveImageLiked(SaveImaged):
             affine=np.asarray(affine, np.float64),
             dtype=self.dtype,
             series=meta.get("series") or None,
-            overwrite=self.overwrite,
+            overwrite=overwrite,
             derivation=self._derivation(path),
         )
         logger.info("wrote %s", path)

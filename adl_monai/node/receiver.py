@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from pydicom.pixels import get_decoder
 from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
-from adl_monai.data.derivation import TOOL
+from adl_monai.data.derivation import names_this_tool
 from adl_monai.data.dicom_parse import discreet, parse
 from adl_monai.errors import UsageError
 from adl_monai.node.arrivals import STALE, Arrivals
@@ -199,9 +199,8 @@ class Receiver:
             raise _RefusedError(MISMATCH, "its SOP class or instance UID is not the one that was announced")
         if not header.get("SeriesInstanceUID"):
             raise _RefusedError(MISMATCH, "it has no SeriesInstanceUID")
-        for item in header.get("ContributingEquipmentSequence") or []:
-            if item.get("Manufacturer") == TOOL:
-                raise _RefusedError(MISMATCH, "it was denoised by adl_monai already; do not send results back", False)
+        if names_this_tool(header):
+            raise _RefusedError(MISMATCH, "it was denoised by adl_monai already; do not send results back", False)
         return self.spool.name(str(header.SeriesInstanceUID))
 
     def _turn_away(self, series: str, image: str) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from adl_monai.data.formats import output_format
 from adl_monai.data.noise_floor import keeps_means
 from adl_monai.errors import UsageError
 from adl_monai.stages.one_scan import DenoiserChoice, steps_of
-from adl_monai.stages.outputs import check_outputs, is_done, plan_jobs, size_of
+from adl_monai.stages.outputs import Job, check_again, check_outputs, is_done, plan_jobs, size_of
 from adl_monai.stages.pipeline import run_steps
 from adl_monai.stages.shards import Shard
 from adl_monai.stages.tally import InferenceResult, Tally
+
+Outcome = TypeVar("Outcome")
 
 
 def infer(
@@ -45,7 +51,8 @@ def infer(
     Args:
         inputs: Scan files, DICOM series folders, folders of scans, or manifests.
         output: A file (for one scan), or a folder; for one DICOM series, the folder of the derived series. None writes
-            ``<name>_denoised.<ext>``, or the folder ``<name>_denoised``, into the working directory.
+            ``<name>_denoised.<ext>``, or the folder ``<name>_denoised``, into the working directory. What lies in
+            sub-folders of an input goes into sub-folders.
         model: See ``adl_monai.bundle.find_bundle``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16`` for the network.
@@ -56,11 +63,12 @@ def infer(
         noise_floor: ``remove`` lets the mean fall where noise has lifted it, as in magnitude MRI; ``keep`` keeps local
             means, as CT, PET, SPECT and counts need; ``auto`` keeps them for DICOM of other modalities than MR, and
             warns where the mean of a scan without a modality falls noticeably.
-        series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
+        series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series; ``all`` denoises each
+            into ``<name>_series_<SeriesNumber>_denoised``.
         time_series: Denoise NIfTI files of four axes too, each of their volumes by itself.
         overwrite: Replace existing outputs.
-        resume: Skip scans whose output is there and not older than they are, whatever model made it; an older output is
-            replaced.
+        resume: Skip scans whose output is there or appears meanwhile and is not older than they are, whatever model
+            made it; an older output is replaced.
         preview: Also write ``<name>_denoised_preview.png``: noisy, denoised, residual.
         progress: Show a bar over the tiles.
         max_memory: Bytes that may be used, about: half for the volume, half for the network. A larger volume, if it is
@@ -69,7 +77,8 @@ def infer(
         shard: Which process this is, where several share the scans; None does all. Each process is to be given the same
             inputs; it looks at the outputs of its own share alone.
         report: Called after each scan that was denoised, in the order of the scans.
-        summarize: Told at the end, in one line, how many were denoised, skipped and failed, if there was more than one.
+        summarize: Told at the end, in one line each: of volumes for which adl2d was chosen; and how many scans were
+            denoised, skipped and failed, if there was more than one.
 
     Returns:
         Of the scans that were denoised now, in their order.
@@ -87,7 +96,7 @@ def infer(
     if resume and overwrite:
         raise UsageError("--resume keeps outputs that --overwrite replaces; pass one of the two.")
     shard = shard or Shard()
-    jobs = plan_jobs([Path(path) for path in inputs], None if output is None else Path(output))
+    jobs = plan_jobs([Path(path) for path in inputs], None if output is None else Path(output), series == "all")
     for job in jobs:
         if dtype != "same" and output_format(job.output) == "dicom":
             raise UsageError(
@@ -95,9 +104,13 @@ def infer(
             )
     # Shared out before a look at what is there: that changes while other processes work.
     own = shard.share(jobs, [size_of(job) for job in jobs]) if shard.count > 1 else jobs
-    left = [job for job in own if not (resume and is_done(job))]
-    check_outputs(left, overwrite or resume, preview)
-    tally = Tally(len(own), len(own) - len(left), report)
+    left = [
+        replace(job, overwrite=overwrite or (resume and os.path.exists(job.output)))
+        for job in own
+        if not (resume and is_done(job))
+    ]
+    check_outputs(left, preview, replaces_previews=overwrite or resume)
+    tally = Tally(len(own), len(own) - len(left), report, resume)
     with shard.outlasting_the_others():
         if left:
             denoisers = DenoiserChoice(
@@ -107,18 +120,31 @@ def infer(
                 strength=strength,
                 ensemble=ensemble,
                 noise_floor=noise_floor,
-                series=series,
+                series=None if series == "all" else series,
                 output_dtype=dtype,
-                overwrite=overwrite or (resume and any(job.output.exists() for job in left)),
                 progress=progress,
                 max_memory=max_memory,
             )
             shard.use_its_cores()
             denoisers.get()  # a wrong model is an error before the first scan
-            run_steps(left, steps_of(denoisers, preview, time_series), tally.settle)
+            steps = steps_of(denoisers, preview, time_series)
+            read = partial(_asking_again, steps.read, preview, resume)
+            whole = partial(_asking_again, steps.whole, preview, resume)
+            run_steps(left, replace(steps, read=read, whole=whole), tally.settle)
+        thick = sum(result.sliced for result in tally.results)
+        if summarize is not None and model is None and thick:
+            summarize(
+                f"{thick} volume{'s' * (thick > 1)} with slices five or more pixels apart: adl2d, slice by slice "
+                "(--model adl3d for the other)"
+            )
         if summarize is not None and len(jobs) > 1:
             of_all = f" of {len(jobs)}" if shard.count > 1 else ""
             place = f" ({shard})" if shard.count > 1 else ""
             summarize(f"{len(own)}{of_all} scans{place}: {tally}")
         tally.raise_failures()
     return tally.results
+
+
+def _asking_again(do: Callable[[Job], Outcome], preview: bool, resume: bool, job: Job) -> Outcome:
+    check_again(job, preview, resume)
+    return do(job)

@@ -84,9 +84,7 @@ def listen(
         out = _output_folder(out, spool)
     held = Spool(spool, max_series, min_free * 1_000_000)
     try:
-        denoisers = DenoiserChoice(
-            model, device=device, precision=precision, strength=strength, overwrite=True, progress=False
-        )
+        denoisers = DenoiserChoice(model, device=device, precision=precision, strength=strength, progress=False)
         denoisers.get()  # a wrong model is an error before anyone calls
         models = [Derivation.of_checkpoint(find_bundle(model, axes) / "models" / "model.pt") for axes in _axes(model)]
 
@@ -95,7 +93,7 @@ def listen(
                 report(line)
 
         def denoise(source: Path, derived: Path) -> int:
-            return denoise_job(denoisers, Job(source, derived)).clipped
+            return denoise_job(denoisers, Job(source, derived, overwrite=True)).clipped
 
         weights = ", ".join(f"{one.model} {one.weights_sha256}" for one in models)
         recipe = f"{weights} strength {strength:g} to {peer} and {out}"

@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.geometry import spacing_from_affine
+from adl_monai.data.monai_io import StrictLoadImaged
 from adl_monai.data.nifti import peek_header
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
 from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
@@ -138,27 +139,32 @@ def _streaming(denoisers: DenoiserChoice, job: Job) -> Denoiser | None:
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
     if (denoiser := _streaming(denoisers, job)) is not None:
-        clipped = denoise_stream(job, denoiser, preview=preview, **_of_the_output(denoisers))
-        return InferenceResult(job.source, job.output, clipped)
+        clipped = denoise_stream(job, denoiser, preview=preview, **_of_the_output(denoisers, job))
+        return InferenceResult(job.source, job.output, clipped, denoiser.spatial_dims == 2)
     return _write(_compute(_read(denoisers, job)), preview)
 
 
 def _denoise_time_series(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
     header = peek_header(job.source, time_series=True)
     denoiser = denoisers.fitting(header.shape[:3], header.affine)
-    clipped = denoise_time_series(job, denoiser, preview=preview, **_of_the_output(denoisers))
-    return InferenceResult(job.source, job.output, clipped)
+    clipped = denoise_time_series(job, denoiser, preview=preview, **_of_the_output(denoisers, job))
+    return InferenceResult(job.source, job.output, clipped, denoiser.spatial_dims == 2 and header.shape[2] > 1)
 
 
-def _of_the_output(denoisers: DenoiserChoice) -> dict[str, Any]:
+def _of_the_output(denoisers: DenoiserChoice, job: Job) -> dict[str, Any]:
     """The options that what writes by itself has to know."""
-    names = {"strength": "strength", "noise_floor": "noise_floor", "overwrite": "overwrite", "output_dtype": "dtype"}
-    return {name: denoisers.options[key] for key, name in names.items() if key in denoisers.options}
+    names = {"strength": "strength", "noise_floor": "noise_floor", "output_dtype": "dtype"}
+    options = {name: denoisers.options[key] for key, name in names.items() if key in denoisers.options}
+    return {**options, "overwrite": job.overwrite}
 
 
 def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
     # The first transform of every bundle loads, alike; what it finds tells which model is for it.
-    loaded = denoisers.get().preprocessing({"image": str(job.source), "output": str(job.output)}, end=1)
+    item = {"image": str(job.source), "output": str(job.output), "overwrite": job.overwrite}
+    if job.series is None:
+        loaded = denoisers.get().preprocessing(item, end=1)
+    else:
+        loaded = StrictLoadImaged("image", job.series)(item)
     denoiser = denoisers.fitting(loaded["image"].shape, loaded["image"].affine.numpy())
     _warn_of_content(job, loaded["image"], denoisers.options.get("output_dtype", "same"))
     case = denoiser.preprocessing(loaded, start=1)
@@ -188,7 +194,9 @@ def _write(case: _Case, preview: bool) -> InferenceResult:
     written = case.denoiser.postprocessing(case.content)
     if picture is not None:  # of a scan that could not be written there is none
         write_preview(case.job.preview, picture)
-    return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]))
+    shape = case.content["image"].shape[1:]
+    sliced = case.denoiser.spatial_dims == 2 and len(shape) == 3 and shape[2] > 1
+    return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]), sliced)
 
 
 def _draw(case: _Case) -> np.ndarray:

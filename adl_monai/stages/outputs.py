@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from adl_monai.data.cases import preview_path, refuse_shared, without_results
+from adl_monai.data.cases import preview_path, refuse_shared, spelled_alike
+from adl_monai.data.dicom import name_series
 from adl_monai.data.formats import OUTPUT_SUFFIXES, find_scans, is_scan, scan_suffix
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.monai_io import default_output_path
 from adl_monai.data.output import check_output, make_folder_of
-from adl_monai.errors import OutputError, UsageError
+from adl_monai.data.results import results_among, tell_left_out
+from adl_monai.errors import OutputError, ScanFileError, UsageError
 from adl_monai.files import named_path, replacing
 from adl_monai.manifest import load_manifest
 
@@ -37,6 +41,10 @@ class Job:
 
     source: Path
     output: Path
+    overwrite: bool = False
+    """Whether the output may be replaced."""
+    series: str | None = None
+    """The SeriesInstanceUID of one of the several series in the source, where each is denoised."""
 
     @property
     def preview(self) -> Path:
@@ -44,60 +52,76 @@ class Job:
         return preview_path(self.output)
 
 
-def plan_jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
+def plan_jobs(inputs: Sequence[Path], output: Path | None, every_series: bool = False) -> list[Job]:
     """Expand folders and manifests and name the outputs, whether or not they exist already.
 
     What a folder holds of the outputs of its own scans, from an earlier run or another process, is no scan to denoise.
-    A link is called by its own name, not by its target's.
+    The results of what lies in its sub-folders go into sub-folders of the same names. A link is called by its own name,
+    not by its target's.
 
     Args:
         inputs: Scan files, DICOM series folders, folders of scans, manifests (every ``image`` in them).
         output: See ``adl_monai.stages.infer.infer``.
+        every_series: Whether each series of a folder that holds several is a scan of its own.
 
     Raises:
         UsageError: If an input does not exist or is no scan, or two inputs would share an output.
         OutputError: If an output is one of the inputs, or inside one, or has a suffix of a format that is not written.
     """
     folder = (output or Path()).resolve()
-    sources = [scan for path in inputs for scan in _scans_of(path, folder)]
-    if not sources:
-        raise UsageError("no input scans were given.")
-    single = len(sources) == 1 and not any(path.suffix == ".json" for path in inputs)
+    jobs = [job for path in inputs for job in _jobs_of(_at_home(path), folder, every_series)]
+    if not jobs:
+        raise UsageError("no scan to denoise was given; results of this program are left out unless they are named.")
+    single = len(jobs) == 1 and not any(path.suffix == ".json" for path in inputs)
     if output is not None and output.name.lower().endswith(OTHER_FORMATS) and not output.is_dir():
         raise OutputError(
             f"{output}: cannot write this format; expected one of {', '.join(OUTPUT_SUFFIXES)}, or a folder."
         )
-    if output is not None and single and _names_output(output, sources[0], inputs[0]):
-        jobs = [Job(sources[0], output.resolve())]
-    else:
-        if output is not None and (output.is_file() or (scan_suffix(output) and not output.is_dir())):
-            raise OutputError(f"{output} names a file, but {len(sources)} scans need a folder; pass a folder with -o.")
-        jobs = [_job(source, folder) for source in sources]
+    if output is not None and single and _names_output(output, jobs[0].source, inputs[0]):
+        jobs = [replace(jobs[0], output=output.resolve())]
+    elif output is not None and (output.is_file() or (scan_suffix(output) and not output.is_dir())):
+        raise OutputError(f"{output} names a file, but {len(jobs)} scans need a folder; pass a folder with -o.")
     refuse_shared(job.output for job in jobs)
     _keep_apart(jobs)
     return jobs
 
 
-def check_outputs(jobs: Sequence[Job], overwrite: bool, preview: bool = False) -> None:
-    """Refuse what cannot be written.
+def check_outputs(jobs: Sequence[Job], preview: bool = False, replaces_previews: bool = False) -> None:
+    """Refuse what cannot be written, but for names that are too long: these cost their own scans alone.
 
     Args:
         jobs: Those that this process will do: another one may be writing the outputs of others.
-        overwrite: Allow outputs that exist.
         preview: Whether pictures will be written too.
+        replaces_previews: Allow pictures that exist.
 
     Raises:
         OutputError: If an output or a picture exists, its folder cannot be written, or two share a picture.
     """
+    jobs = [job for job in jobs if not _is_too_long(job, preview)]
     if preview:
-        _check_previews(jobs, overwrite)
+        _check_previews(jobs, replaces_previews)
     for job in jobs:
         make_folder_of(job.output)
-        if job.output.is_file() and not overwrite:
+        if job.output.is_file() and not job.overwrite:
             raise OutputError(
                 f"output {job.output} exists; pass --overwrite to replace it, --resume to leave it, or another -o."
             )
-        check_output(job.output, job.source, overwrite)
+        check_output(job.output, job.source, job.overwrite)
+
+
+def check_again(job: Job, preview: bool, resume: bool) -> None:
+    """What there is to ask of a single scan, just before it is read.
+
+    Raises:
+        OutputError: If a name is too long, or another process has made the output meanwhile.
+    """
+    if _is_too_long(job, preview):
+        raise OutputError(
+            f"{job.source}: what is to be written of it, {job.output.name[:24]}..., has too long a name for this file "
+            "system (most take 255 bytes); rename the scan, or denoise it alone and name the output with -o."
+        )
+    if resume and is_done(job):
+        raise OutputError(f"{job.output}: another process wrote this output meanwhile; it was left as it is.")
 
 
 def is_done(job: Job) -> bool:
@@ -105,8 +129,11 @@ def is_done(job: Job) -> bool:
 
     An output gets its name when it is complete, so that none is half-written. What model made it is not asked.
     """
-    made = [file.stat().st_mtime_ns for file in _files(job.output)]
-    return bool(made) and min(made) >= max((file.stat().st_mtime_ns for file in _files(job.source)), default=0)
+    try:
+        made = [file.stat().st_mtime_ns for file in _files(job.output)]
+        return bool(made) and min(made) >= max((file.stat().st_mtime_ns for file in _files(job.source)), default=0)
+    except OSError:  # a name that is too long; or another process replaces a series right now
+        return False
 
 
 def size_of(job: Job) -> int:
@@ -178,15 +205,46 @@ def _expand(path: Path) -> list[Path]:
     return [path]
 
 
-def _scans_of(path: Path, folder: Path) -> list[Path]:
-    """The scans that an input stands for; of those that were found, not named, without the outputs of the others."""
-    path = _at_home(path)
+def _jobs_of(path: Path, folder: Path, every_series: bool) -> list[Job]:
+    """The scans that an input stands for; of those that were found, not named, without what was denoised already."""
     scans = _expand(path)
-    return without_results(path, scans, folder) if path.is_dir() else scans
+    top = named_path(path)
+    below = {scan: scan.parent.relative_to(top) for scan in scans if path.is_dir() and scan != top}
+    earlier = results_among(below) if below else set()
+    jobs = [Job(scan, default_output_path(scan, folder / below.get(scan, ""))) for scan in scans if scan not in earlier]
+    if every_series:
+        jobs = [one for job in jobs for one in _each_series(job)]
+    of_this_run = {named_path(made) for job in jobs for made in (job.output, job.preview)}
+    tell_left_out(path, [scan for scan in scans if scan in earlier and named_path(scan) not in of_this_run])
+    return [job for job in jobs if job.source not in below or named_path(job.source) not in of_this_run]
 
 
-def _job(source: Path, folder: Path) -> Job:
-    return Job(source, default_output_path(source, folder, "denoised", None))
+def _each_series(job: Job) -> list[Job]:
+    """A job for each of several series in a folder; what is wrong with the folder itself, its own job will say."""
+    try:
+        series = name_series(job.source) if job.source.is_dir() else {}
+    except (ScanFileError, UsageError):
+        return [job]
+    if len(series) == 1:
+        return [replace(job, series=uid) for uid in series]
+    stem = job.output.name.removesuffix("_denoised")
+    return [
+        replace(job, output=job.output.with_name(f"{stem}_series_{name}_denoised"), series=uid)
+        for uid, name in series.items()
+    ] or [job]
+
+
+def _is_too_long(job: Job, preview: bool) -> bool:
+    """Whether the file system refuses the name of the output, or of its picture while that is written."""
+    names = [job.output.name, *([f".{job.preview.name}.tmp"] if preview else [])]
+    try:
+        place = next(parent for parent in job.output.parents if parent.is_dir())
+        for name in names:
+            with suppress(FileNotFoundError):
+                (place / name).lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def _files(path: Path) -> list[Path]:
@@ -204,9 +262,9 @@ def _names_output(output: Path, source: Path, given: Path) -> bool:
 
 def _check_previews(jobs: Sequence[Job], overwrite: bool) -> None:
     sources = {job.source.resolve() for job in jobs}
-    counts = Counter(job.preview for job in jobs)
+    counts = Counter(spelled_alike(job.preview) for job in jobs)
     for job in jobs:
-        if counts[job.preview] > 1:
+        if counts[spelled_alike(job.preview)] > 1:
             raise OutputError(
                 f"several scans would share the picture {job.preview}; give them in separate runs with different -o "
                 "folders, or leave out --preview."

@@ -5,7 +5,8 @@ By the first rule that answers:
 1. DICOM: the PatientID, kept as ``dcm-`` and the first 12 digits of its SHA-256. The ID itself is never stored; but
    whoever can list all IDs of a site can match such a digest, so it is a pseudonym, not an anonymous number. A scan
    without a PatientID has that of the scans which the next rules give to the same patient, if they have only one.
-2. BIDS: ``sub-XXX`` in the name of the file or of a folder, the innermost first.
+2. BIDS: ``sub-XXX`` in the name of the file or of a folder, the innermost first. Else the subject, not the visit, in a
+   name that BraTS, OASIS, ADNI, IXI or HCP gave: ``BraTS-GLI-00005-001`` is a scan of ``BraTS-GLI-00005``.
 3. The leading token (up to ``_``, ``-``, ``.`` or a space) of the first name below the source, folder or file, that
    says more than what kind of scan it is (``T1``, ``CT``, ``visit2``, ``train``; such tokens in front are passed
    over): ``p07_t1.nii`` and ``p07/t2.nii`` are one patient, and so are ``T1/p07.nii`` and ``T2/p07.nii``. A word that
@@ -34,6 +35,19 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _BIDS = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
+_PUBLISHED = [
+    (re.compile(rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])", re.IGNORECASE), name)
+    for pattern, name in (
+        (r"BraTS1[789]_([A-Z0-9]+_[A-Z0-9]+)_\d+", "BraTS_{}"),  # the years share their patients
+        (r"BraTS20_((?:Training|Validation)_\d{3})", "BraTS20_{}"),
+        (r"BraTS2021_(\d{5})", "BraTS-GLI-{}"),  # so they were called from 2023 on
+        (r"BraTS-((?:[A-Z]+-)+\d{4,5})", "BraTS-{}"),
+        (r"(OAS[12]_\d{4}|OAS[34]\d{4})", "{}"),
+        (r"(\d{3}_S_\d{4})", "{}"),  # ADNI
+        (r"(IXI\d{3})", "{}"),
+    )
+]
+_HCP = re.compile(r"([1-9]\d{5})/(?:unprocessed/|MNINonLinear/|T1w/T[12]w_acpc)")
 _TOKENS = re.compile(r"[^_\-. ]+")
 _PERSON = re.compile(
     r"(?:p|pt|pat|sub|subj)_?\d.*|(?:patient|subject|person|participant|volunteer|proband|case)(?:_|\d).*"
@@ -74,8 +88,8 @@ def name_patients(scans: Mapping[Scan, Path | None]) -> dict[Scan, str]:
     headers = {
         scan: _dicom_patient(scan.path) or (_dicom_patient(twin) if twin else None) for scan, twin in scans.items()
     }
-    bids = {scan: found for scan in scans if (found := _bids(scan))}
-    names = _by_names([scan for scan in scans if scan not in bids], {scan for scan in scans if headers[scan]}) | bids
+    sure = {scan: found for scan in scans if (found := _bids(scan) or _published(scan))}
+    names = _by_names([scan for scan in scans if scan not in sure], {scan for scan in scans if headers[scan]}) | sure
     identities: dict[str, set[str]] = {}
     for scan, header in headers.items():
         if header:
@@ -203,6 +217,15 @@ def _has_prefix(names: list[list[str]]) -> bool:
 def _bids(scan: Scan) -> str | None:
     names = reversed((scan.base.name, *scan.below))
     return next((found[1] for name in names if (found := _BIDS.search(name))), None)
+
+
+def _published(scan: Scan) -> str | None:
+    for name in reversed((scan.base.name, *scan.below)):
+        for pattern, called in _PUBLISHED:
+            if found := pattern.search(name):
+                return called.format(found[1])
+    hcp = _HCP.match("/".join(scan.below))  # only from the start: further in, six digits may be a date
+    return hcp[1] if hcp else None
 
 
 def _dicom_patient(scan: Path) -> str | None:

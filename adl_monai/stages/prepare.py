@@ -23,8 +23,6 @@ from adl_monai.stages.patients import Scan, name_patients
 
 logger = logging.getLogger(__name__)
 
-_RESULT = re.compile("(.+)_denoised")
-_PREVIEW = re.compile("(.+)_denoised(?:_preview)?")
 _ROLE = re.compile(r"[_\-. ](noisy|clean|low_?dose|full_?dose|input|target)$", re.IGNORECASE)
 
 
@@ -141,24 +139,22 @@ def _find(sources: Iterable[Path]) -> list[Scan]:
             inner = path.relative_to(base).parts if path.is_relative_to(base) and path != base else (path.name,)
             name = path.name if path.is_dir() else scan_stem(path)
             scans.setdefault(path.resolve(), Scan(path, base, (*inner[:-1], name)))
-    return _without_results(list(scans.values()))
+    return _without_results(list(scans.values()), {source for source in sources if source.is_dir()})
 
 
-def _without_results(scans: list[Scan]) -> list[Scan]:
-    """Leave out what ``infer`` made of the scans beside it: no network should learn from its own results."""
-    places = {(scan.path.parent, scan.below[-1]) for scan in scans}
-    made = set()
-    for scan in scans:
-        result = (_PREVIEW if scan.path.suffix.lower() == ".png" else _RESULT).fullmatch(scan.below[-1])
-        if result and (scan.path.parent, result[1]) in places:
-            made.add(scan)
+def _without_results(scans: list[Scan], named: set[Path]) -> list[Scan]:
+    """Leave out what ``infer`` made of other scans: no network should learn from its own results."""
+    from adl_monai.data.results import results_among
+
+    made = results_among(scan.path for scan in scans) - named
     if made:
         logger.warning(
-            "%d files are left out as results of denoising the scans beside them, such as %s. Rename what is none.",
+            "%d files are left out as results of denoising other scans, such as %s. Rename what is none, or name the "
+            "folder of a DICOM series itself.",
             len(made),
-            min(str(scan.path) for scan in made),
+            min(map(str, made)),
         )
-    return [scan for scan in scans if scan not in made]
+    return [scan for scan in scans if scan.path not in made]
 
 
 def _pairs(clean: Path | None, noisy: Path | None) -> dict[Scan, Path]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adl_monai.errors import AdlError, release_variables, system_error
-from adl_monai.stages.outputs import Job
+from adl_monai.errors import AdlError, OutputError, release_variables, system_error
+from adl_monai.stages.outputs import Job, is_done
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ class InferenceResult:
     output: Path
     clipped: int
     """Voxels that did not fit the output's integer type and were saturated."""
+    sliced: bool = False
+    """Whether it is a volume that a 2D model denoised slice by slice."""
 
 
 class Tally:
@@ -30,10 +32,13 @@ class Tally:
         total: How many there are, the skipped ones included.
         skipped: How many need not be done.
         report: Is told of each that was.
+        resume: Whether what another process wrote meanwhile is skipped too.
     """
 
-    def __init__(self, total: int, skipped: int, report: Callable[[InferenceResult], None] | None) -> None:
-        self.total, self.skipped, self.report = total, skipped, report
+    def __init__(
+        self, total: int, skipped: int, report: Callable[[InferenceResult], None] | None, resume: bool = False
+    ) -> None:
+        self.total, self.skipped, self.report, self.resume = total, skipped, report, resume
         self.results: list[InferenceResult] = []
         self.failures: list[tuple[Job, AdlError]] = []
 
@@ -48,6 +53,10 @@ class Tally:
             result = outcome()
         except Exception as raised:
             error = raised if isinstance(raised, AdlError) else system_error(raised)
+            if self.resume and isinstance(error, OutputError) and is_done(job):
+                release_variables(raised)
+                self.skipped += 1
+                return
             if self.total == 1 or error is None:
                 raise
             logger.error("%s", _reason(job, error))
@@ -59,11 +68,15 @@ class Tally:
             self.report(result)
 
     def raise_failures(self) -> None:
-        """Raise what lists the failures, if there are any."""
+        """Raise an error of the first failure's kind, if there are any, with a note that lists them.
+
+        Each was logged when it was met; the message does not say it all again.
+        """
         if self.failures:
             first = self.failures[0][1]
-            reasons = "".join(f"\n  {_reason(job, error)}" for job, error in self.failures)
-            raise type(first)(f"{len(self.failures)} of {self.total} scans failed:{reasons}") from first
+            error = type(first)(f"{len(self.failures)} of {self.total} scans failed, for the reasons given above.")
+            error.add_note("\n".join(_reason(job, failure) for job, failure in self.failures))
+            raise error from first
 
     def __str__(self) -> str:
         return f"{len(self.results)} denoised, {self.skipped} skipped, {len(self.failures)} failed"

@@ -375,8 +375,8 @@ def test_two_series_in_one_folder(tmp_path: Path) -> None:
                 Modality="OT", PhotometricInterpretation="RGB")  # fmt: skip
     with pytest.raises(UsageError, match="several series") as caught:
         read_dicom(tmp_path)
-    assert "SeriesNumber 7, CT, 5 images, 1.2.3.4" in str(caught.value)
-    assert "SeriesNumber 99, OT, 1 images, 1.2.9" in str(caught.value)
+    assert "SeriesNumber 7, CT, 6 x 5 pixels, 5 images, 1.2.3.4" in str(caught.value)
+    assert "SeriesNumber 99, OT, 6 x 5 pixels, 1 images, 1.2.9" in str(caught.value)
     assert "SECRET" not in str(caught.value)
     for choice in ("7", "1.2.3.4"):
         assert np.array_equal(read_dicom(tmp_path, choice).array, first.array)

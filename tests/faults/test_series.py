@@ -91,7 +91,12 @@ def two_series(paths: list[Path]) -> None:
 ORIENTATION = "ImageOrientationPatient"
 REFUSED: list[tuple[str, int, Change, list[str]]] = [
     ("24", 4, lambda paths: paths[2].unlink(), ["slice missing: 5.000 mm", "001.dcm and 003.dcm", "2.500 mm apart"]),
-    ("25", 2, two_series, ["several series", "SeriesNumber 99, CT, 1 images, 1.2.9", "5 images, 1.2.3.4", "--series"]),
+    (
+        "25",
+        2,
+        two_series,
+        ["several series", "SeriesNumber 99, CT, 6 x 5 pixels, 1 images, 1.2.9", "5 images, 1.2.3.4", "--series"],
+    ),
     ("26", 4, other_pixels, ["002.dcm and x.dcm differ but lie at one place", "folder of its own"]),
     ("27", 4, third(ImagePositionPatient=[-10, 20, 5.9]), ["uneven slices: 3.400 mm", "one distance", "Resample"]),
     ("28", 4, tilt, ["15.0 degrees", "gantry", "Resample"]),

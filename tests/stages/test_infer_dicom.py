@@ -88,12 +88,11 @@ def test_a_tree_of_series_and_files(tmp_path: Path, series: Path, identity_model
     (result,) = infer([series], tmp_path / "scan.nii.gz", model=identity_model(3))
     result.output.rename(tree / "scan.nii.gz")
     infer([tree], tmp_path / "out", model=identity_model(3), preview=True)
-    assert names(tmp_path / "out") == [
-        "one_denoised", "one_denoised_preview.png", "scan_denoised.nii.gz", "scan_denoised_preview.png", "two_denoised",
-        "two_denoised_preview.png",
-    ]  # fmt: skip
+    assert names(tmp_path / "out") == ["a", "b", "scan_denoised.nii.gz", "scan_denoised_preview.png"]
+    assert names(tmp_path / "out" / "a") == ["one_denoised", "one_denoised_preview.png"]
+    assert names(tmp_path / "out" / "b") == ["two_denoised", "two_denoised_preview.png"]
     uids = {pydicom.dcmread(tmp_path / "out" / name / "IM_0001.dcm").SeriesInstanceUID
-            for name in ("one_denoised", "two_denoised")}  # fmt: skip
+            for name in ("a/one_denoised", "b/two_denoised")}  # fmt: skip
     assert len(uids) == 2
 
 

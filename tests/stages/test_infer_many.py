@@ -91,7 +91,10 @@ class TestScans:
         model, arguments = str(identity_model(3)), ["infer", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
         outcome = CliRunner().invoke(cli, [*arguments, "--model", model])
         assert isinstance(outcome.exception, ScanFileError)
-        assert str(outcome.exception).startswith(f"1 of 4 scans failed:\n  {scans[1]}: the gzip stream")
+        assert str(outcome.exception) == "1 of 4 scans failed, for the reasons given above."
+        (note,) = outcome.exception.__notes__
+        assert note.startswith(f"{scans[1]}: the gzip stream")
+        assert outcome.stderr.count(note) == 1, "said once"
         assert len(outcome.stdout.splitlines()) == 3, "paths of the outputs, and nothing else"
         assert outcome.stderr.endswith("4 scans: 3 denoised, 0 skipped, 1 failed\n")
         outcome = CliRunner().invoke(cli, [*arguments, "--model", model, "--resume"])
@@ -157,6 +160,38 @@ class TestResume:
         os.utime(output / "notes.txt", (0, 0))
         with pytest.raises(OutputError, match="holds other things"):
             run()
+
+    @pytest.mark.parametrize("count", [2, 5])
+    def test_two_runs_at_one_folder(self, tmp_path: Path, identity_model: Model, count: int) -> None:
+        """The other one does all that is left while the first is at its second scan."""
+        folder, out, model, told = tmp_path / "many", tmp_path / "out", identity_model(3), []
+        write_scans(folder, count)
+        others: list[Any] = []
+
+        def report(result: Any) -> None:
+            if not others:
+                others.extend(infer([folder], out, model=model, resume=True))
+
+        results = infer([folder], out, model=model, resume=True, report=report, summarize=told.append)
+        assert (len(results), len(others)) == (1, count - 1)
+        assert told == [f"{count} scans: 1 denoised, {count - 1} skipped, 0 failed"]
+        assert infer([folder], out, model=model, resume=True) == []
+
+    def test_one_that_is_old_lets_no_other_be_replaced(self, tmp_path: Path, identity_model: Model) -> None:
+        scans, out = write_scans(tmp_path / "many", 5), tmp_path / "out"
+        outputs = [out / f"scan_{index:02}_denoised.nii.gz" for index in range(5)]
+        out.mkdir()
+        outputs[1].write_bytes(b"old")
+        os.utime(outputs[1], (0, 0))
+
+        def report(result: Any) -> None:
+            outputs[4].write_bytes(b"precious")  # older than its scan, so not what another run has made
+            os.utime(outputs[4], (0, 0))
+
+        with pytest.raises(OutputError, match="1 of 5 scans failed"):
+            infer([tmp_path / "many"], out, model=identity_model(3), resume=True, report=report)
+        assert outputs[4].read_bytes() == b"precious"
+        assert [nib.load(output).shape for output in outputs[:4]] == [nib.load(scan).shape for scan in scans[:4]]
 
     def test_overwrite_contradicts(self, scans: list[Path], tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="one of the two"):

@@ -166,3 +166,47 @@ def test_pairs_and_single_scans_are_dealt_out_together(tmp_path: Path) -> None:
     )
     training, validation, _ = patients_of(manifest)
     assert (len(training), len(validation), training & validation) == (3, 3, set())
+
+
+@pytest.mark.parametrize(
+    ("scans", "people"),
+    [
+        ("{0}_t1 {0}_t1ce", "BraTS2021_00000 BraTS2021_00002"),
+        ("{0}/{0}_t1 {0}/{0}_seg", "BraTS2021_00000 BraTS2021_00002 BraTS2021_00003"),
+        ("{0}-000/{0}-000-t1n {0}-001/{0}-001-t1n", "BraTS-GLI-00005 BraTS-GLI-00006 BraTS-MEN-00005"),
+        ("{0}-1/{0}-1_t1c", "BraTS-MEN-RT-0001 BraTS-MEN-RT-0002"),
+        ("{0}/{0}_t1 {0}/{0}_t2", "BraTS20_Training_001 BraTS20_Training_002 BraTS20_Validation_001"),
+        ("HGG/Brats18_{0}_1/Brats18_{0}_1_t1 BraTS19_{0}_1_t2", "2013_2 CBICA_AAB CBICA_AAG TCIA01_131"),
+        ("disc1/{0}_MR1/RAW/{0}_MR1_mpr-1_anon disc1/{0}_MR2/x", "OAS1_0001 OAS1_0002 OAS2_0003"),
+        ("{0}_MR_d0129/anat1/{0}_MR_d0129_T1w {0}_MR_d0757/anat1/x", "OAS30001 OAS30002"),
+        ("ADNI/{0}/MPRAGE/2006-05-02/I1/x ADNI_{0}_MR_MPRAGE_br_raw_I2 {0}_I3", "002_S_0413 002_S_0559 011_S_0002"),
+        ("IXI-T1/{0}-Guys-0828-T1 IXI-T2/{0}-Guys-0828-T2", "IXI002 IXI003"),
+        ("{0}/T1w/T1w_acpc_dc {0}/unprocessed/3T/T1w_MPR1/{0}_3T_T1w_MPR1", "100307 100408"),
+        ("{0}_T1w {0}_T2w", "100307 100408"),
+        ("{0}", "1 2 3"),
+        ("{0}_t1 {0}_t2", "001 002"),
+    ],
+)
+def test_published_names(tmp_path: Path, scans: str, people: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As data sets call their patients, whose visits are not patients."""
+    expected = {frozenset(scans.format(person).split()) for person in people.split()}
+    assert groups(tmp_path, [name for person in expected for name in person]) == expected
+    assert caplog.text == ""
+
+
+def test_the_years_of_brats_share_their_patients(tmp_path: Path) -> None:
+    files = ["BraTS2021_00005/BraTS2021_00005_t1", "BraTS-GLI-00005-000/BraTS-GLI-00005-000-t1n"]
+    assert groups(tmp_path, files) == {frozenset(files)}
+
+
+@pytest.mark.parametrize(
+    "scans",
+    [
+        ["anna2021_1", "anna2021_2"],
+        grid("190301 200402", "T1w/anna"),
+        grid("anna/190301 anna/200402", "T1w/T1w_acpc_dc unprocessed/3T/x"),
+        grid("2_S_0413_1", "a b"),
+    ],
+)
+def test_what_only_looks_like_published_names_stays_one_person(tmp_path: Path, scans: list[str]) -> None:
+    assert groups(tmp_path, scans) == {frozenset(scans)}

@@ -9,9 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import adl_monai
 from adl_monai.bundle import shipped_bundles
+from adl_monai.cli import cli
 from adl_monai.errors import UsageError
 from adl_monai.stages.evaluate import evaluate
 from adl_monai.stages.infer import infer
@@ -121,3 +123,26 @@ def test_evaluate_measures_what_infer_does(tmp_path: Path, rng: np.random.Genera
     assert used("thin") == "adl3d"
     with pytest.raises(UsageError, match="1 images are 2D or have thick slices"):
         used("thin", "thick")
+
+
+def test_the_choice_for_thick_slices_is_told(tmp_path: Path) -> None:
+    """In one line for the run, on stderr; not where there was no choice, or nobody wants to hear of it."""
+    for name, distance in (("a", 6.0), ("b", 5.0), ("c", 1.0)):
+        voxels = np.random.default_rng(0).integers(0, 900, (16, 16, 4)).astype(np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, distance, 1])), tmp_path / f"{name}.nii")
+
+    def said(*arguments: str) -> str:
+        outcome = CliRunner().invoke(cli, [*arguments, "-o", str(tmp_path / "out"), "--overwrite"])
+        assert outcome.exit_code == 0
+        assert all(line.endswith("_denoised.nii") for line in outcome.stdout.splitlines())
+        return outcome.stderr
+
+    line = "with slices five or more pixels apart: adl2d, slice by slice (--model adl3d for the other)\n"
+    many = [str(tmp_path / f"{name}.nii") for name in "abc"]
+    assert said("infer", *many) == f"2 volumes {line}3 scans: 3 denoised, 0 skipped, 0 failed\n"
+    assert said("infer", many[0]) == f"1 volume {line}"
+    nib.save(nib.Nifti1Image(np.resize(voxels, (256, 256, 12)), np.diag([1, 1, 6, 1])), tmp_path / "large.nii")
+    assert said("infer", str(tmp_path / "large.nii"), "--max-memory", "32M") == f"1 volume {line}"  # disk to disk
+    assert said("infer", many[2]) == ""
+    assert said("infer", many[0], "--model", "adl3d") == ""
+    assert said("--quiet", "infer", *many) == ""

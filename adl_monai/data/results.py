@@ -1,0 +1,62 @@
+"""Which scans are results of denoising others: the one rule for whoever searches folders."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from adl_monai.data.dicom_header import read_headers
+from adl_monai.data.dicom_parse import is_dicom_file
+from adl_monai.data.formats import scan_stem
+from adl_monai.errors import ScanFileError
+
+logger = logging.getLogger(__name__)
+
+_RESULT = re.compile("(.+)_denoised")
+_PREVIEW = re.compile("(.+)_denoised(?:_preview)?")
+
+
+def results_among(scans: Iterable[Path]) -> set[Path]:
+    """Those of the scans that are results of denoising others.
+
+    By name: ``a_denoised.nii`` and ``a_denoised_preview.png`` beside ``a.nii.gz``, whatever the formats. By header:
+    folders of DICOM images that all name this program, wherever their source is.
+    """
+    stems = {scan: scan.name if scan.is_dir() else scan_stem(scan) for scan in scans}
+    places = {(scan.parent, stem) for scan, stem in stems.items()}
+
+    def is_result(scan: Path) -> bool:
+        found = (_PREVIEW if scan.suffix.lower() == ".png" else _RESULT).fullmatch(stems[scan])
+        return (found is not None and (scan.parent, found[1]) in places) or _was_made_here(scan)
+
+    return {scan for scan in stems if is_result(scan)}
+
+
+def _was_made_here(folder: Path) -> bool:
+    """Of a source, only the first image is opened."""
+    if not folder.is_dir():
+        return False
+    made = False
+    for file in sorted(folder.iterdir()):
+        try:
+            headers = read_headers(file) if is_dicom_file(file) else []
+        except ScanFileError:  # for the reader to refuse
+            return False
+        if not all(header.made_here for header in headers):
+            return False
+        made = made or bool(headers)
+    return made
+
+
+def tell_left_out(folder: Path, results: Sequence[Path]) -> None:
+    """Warn of results of an earlier run that a search of ``folder`` leaves out, if there are any."""
+    if results:
+        logger.warning(
+            "%s: %d results of an earlier run are left out (%s%s); name them to denoise them again.",
+            folder,
+            len(results),
+            ", ".join(result.name for result in results[:3]),
+            ", ..." if len(results) > 3 else "",
+        )
