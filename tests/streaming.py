@@ -62,7 +62,7 @@ def box_by_box(
 def stand_in(monkeypatch: pytest.MonkeyPatch, cut: int = 1, planes: int = 5) -> None:
     """Replaces the network's part of both ways, in memory and box by box; the plane is cut into ``cut``² columns."""
 
-    def stream(self: Any, read: Any, write: Any, shape: Any, network: Any, sums: Any = None) -> None:
+    def stream(self: Any, read: Any, write: Any, shape: Any, *rest: Any) -> None:
         box_by_box(read, write, shape, cut, planes)
 
     monkeypatch.setattr(TiledInferer, "__call__", lambda self, inputs, network: brighter(inputs))

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from adl_monai.compute import autocast, autocast_dtype, channels_last
 from adl_monai.data.normalization import robust_range, sample_step
+from adl_monai.data.overlap import ReadAhead
 from adl_monai.data.raw_voxels import Box
 from adl_monai.errors import ModelError, is_out_of_memory
+from adl_monai.inferers.blank_regions import BlankRegions
 from adl_monai.inferers.ensemble import Sums, check_ensemble, mean_over_flips, stream_over_flips
 from adl_monai.inferers.far_values import are_far, are_few, far_places, without_far_values
 from adl_monai.inferers.sweep import Read, Sweep, Write, mirror
@@ -35,7 +37,8 @@ class TiledInferer(Inferer):
 
     A 2D network on a volume runs on each slice along the last axis. Images go in and come out in float32 whatever the
     precision of the network. Where memory runs out, it tries again with smaller pieces. Single
-    voxels far outside [0, 1] (``far_values``) come back about as they were and disturb their neighbours little.
+    voxels far outside [0, 1] (``far_values``) come back about as they were and disturb their neighbours little; regions
+    of one exact value (``blank_regions``) come back exactly.
 
     Args:
         spatial_dims: Of the network: 2 or 3.
@@ -50,6 +53,8 @@ class TiledInferer(Inferer):
             for clean images that got their noise after their normalisation. None takes images as they are.
         progress: Show a progress bar.
         max_memory: Bytes that may be used, about, half of them for the network; None takes half of what is available.
+        within_range: Hold each result to the smallest and the largest value of its noisy image, of which it is a kind
+            of mean.
 
     Raises:
         ValueError: If a tile is not a multiple of the divisor.
@@ -70,6 +75,7 @@ class TiledInferer(Inferer):
         percentiles: tuple[float, float] | None = None,
         progress: bool = False,
         max_memory: float | None = None,
+        within_range: bool = True,
     ) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
@@ -87,6 +93,7 @@ class TiledInferer(Inferer):
         self.percentiles = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
         self.progress = progress
         self.max_memory = max_memory
+        self.within_range = within_range
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Denoise.
@@ -136,11 +143,36 @@ class TiledInferer(Inferer):
     def _run(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         image = inputs.as_subclass(Tensor).float()
         if can_roll(network) and not args and not kwargs:
-            sweep = self._sweep(network, inputs.device)
-            denoised = mean_over_flips(lambda one: self._sweep_image(one, sweep), image, self.ensemble)
+            denoised = self._run_sweep(image, self._sweep(network, inputs.device))
         else:
-            denoised = self._run_tiles(image, network, *args, **kwargs)
+            denoised = self._on_images(lambda seen: self._run_tiles(seen, network, *args, **kwargs), image)
         return _like(denoised, inputs)
+
+    def _run_sweep(self, image: Tensor, sweep: Sweep) -> Tensor:
+        def denoise(seen: Tensor) -> Tensor:
+            return mean_over_flips(lambda one: self._sweep_image(one, sweep), seen, self.ensemble)
+
+        return self._on_images(denoise, image)
+
+    def _on_images(self, denoise: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Denoise a batch, its blank regions filled, and put those back; each result within the range of its image."""
+        volumes = images if images.ndim == 5 else images[..., None]
+        box = tuple(slice(0, size) for size in volumes.shape[2:])
+        blank = [BlankRegions(_reader(volume), volumes.shape[2:]) for volume in volumes.split(1)]
+        seen = [regions.filled(box) for regions in blank]
+        if all(regions.none_found for regions in blank):
+            denoised = denoise(images)
+        else:
+            denoised = denoise((seen[0] if len(seen) == 1 else torch.cat(seen)).reshape(images.shape))
+        del seen
+        if self.within_range:
+            lowest, highest = images.flatten(1).aminmax(dim=1)
+            shape = (-1, *(1,) * (images.ndim - 1))
+            denoised.clamp_(lowest.view(shape), highest.view(shape))
+        parts = (denoised if images.ndim == 5 else denoised[..., None]).split(1)
+        for regions, part in zip(blank, parts, strict=True):
+            regions.put_back(box, part)
+        return denoised
 
     def _sweep(self, network: Any, device: torch.device) -> Sweep:
         device = self.device or device
@@ -195,7 +227,13 @@ class TiledInferer(Inferer):
         return self.spatial_dims == 3 and self.ensemble > 1
 
     def stream(
-        self, read: Read, write: Write, shape: Sequence[int], network: Callable[..., Any], sums: Sums | None = None
+        self,
+        read: Read,
+        write: Write,
+        shape: Sequence[int],
+        network: Callable[..., Any],
+        sums: Sums | None = None,
+        extremes: tuple[float, float] | None = None,
     ) -> None:
         """Denoise a volume that is read and written box by box, in the memory of some dozens of planes.
 
@@ -203,36 +241,47 @@ class TiledInferer(Inferer):
 
         Args:
             read: Gives the voxels of a box, a slice for each of the three axes: (1, C, h, w, d), float32, about [0, 1],
-                ``without_far_values``.
+                ``without_far_values``; called from a thread of its own too, one box ahead.
             write: Takes the denoised voxels of a box, in the same layout; every voxel comes once.
             shape: Of the volume.
             network: For which ``can_stream`` holds.
             sums: A place of the volume's size, where ``needs_sums`` says so: the volume is then read once for each
                 mirror image.
+            extremes: The smallest and the largest value of what is read, to which a 3D network's results are held.
 
         Raises:
             ValueError: If there is no place for the sums.
         """
         sweep = self._sweep(network, torch.device("cpu"))
-        if self.spatial_dims == 3:
+        if self.spatial_dims == 2:
+            self._stream_slices(read, write, shape, sweep)
+            return
+        blank = BlankRegions(read, shape)
 
-            def run(read: Read, write: Write) -> None:
-                self._within_memory(sweep, read, lambda box, part: write(box, part.cpu()), shape)
+        def run(read: Read, write: Write) -> None:
+            self._within_memory(sweep, read, lambda box, part: write(box, part.cpu()), shape)
 
+        def finish(box: Box, denoised: Tensor) -> None:
+            if extremes is not None and self.within_range:
+                denoised.clamp_(*extremes)
+            write(box, blank.put_back(box, denoised))
+
+        with ReadAhead(blank.filled, shape[2]) as ahead:
             if not self.needs_sums:
-                run(read, write)
+                run(ahead, finish)
             elif sums is None:
                 raise ValueError("no sums given; an ensemble needs a place for them")
             else:
-                stream_over_flips(run, read, write, shape, self.ensemble, sums)
-            return
+                stream_over_flips(run, ahead, finish, shape, self.ensemble, sums)
+
+    def _stream_slices(self, read: Read, write: Write, shape: Sequence[int], sweep: Sweep) -> None:
         height, width, depth = shape
         count = max(1, sweep.voxels // (height * width))
-        for start in range(0, depth, count):
-            box = slice(0, height), slice(0, width), slice(start, min(start + count, depth))
-            slices = read(box)[0].movedim(-1, 0)
-            denoised = mean_over_flips(lambda one: self._sweep_image(one, sweep), slices, self.ensemble)
-            write(box, denoised.movedim(0, -1)[None])
+        with ReadAhead(read, depth) as ahead:
+            for start in range(0, depth, count):
+                box = slice(0, height), slice(0, width), slice(start, min(start + count, depth))
+                denoised = self._run_sweep(ahead(box)[0].movedim(-1, 0), sweep)
+                write(box, denoised.movedim(0, -1)[None])
 
     def _run_tiles(self, image: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         device = self.device or image.device
@@ -309,6 +358,10 @@ def pad_by_reflection(image: Tensor, divisor: int) -> Tensor:
     for axis in range(2, image.ndim):
         image = mirror(image, axis, -(-image.shape[axis] // divisor) * divisor)
     return image
+
+
+def _reader(volume: Tensor) -> Read:
+    return lambda box: volume[:, :, *box]
 
 
 def _like(denoised: Tensor, inputs: Tensor) -> Tensor:

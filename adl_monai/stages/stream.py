@@ -24,7 +24,7 @@ from adl_monai.data.nifti_stream import NiftiSource, open_nifti_source, unnamed_
 from adl_monai.data.noise_floor import keeps_means
 from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output
-from adl_monai.data.overlap import ReadAhead, WriteBehind
+from adl_monai.data.overlap import WriteBehind
 from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
 from adl_monai.errors import UsageError
 from adl_monai.inferers.ensemble import Sums
@@ -118,15 +118,14 @@ def _run(
             noisy[0, 0, :, :, planes] = normalize(torch.from_numpy(source.read(part)), *intensities)
         return noisy
 
-    offset, scale = intensities
-    far = are_far((source.lowest - offset) / scale, (source.highest - offset) / scale) and are_few(
-        normalize(torch.from_numpy(source.sampled), offset, scale)
-    )
+    extremes = normalize(torch.tensor([source.lowest, source.highest]), *intensities)
+    far = are_far(*extremes.tolist()) and are_few(normalize(torch.from_numpy(source.sampled), *intensities))
+    lowest, highest = (without_far_values(extremes) if far else extremes).tolist()
 
     def read_for_network(box: Box) -> Tensor:
         return without_far_values(read(box)) if far else read(box)
 
-    with ReadAhead(read_for_network, source.shape[2]) as ahead, WriteBehind(sink.write) as behind:
+    with WriteBehind(sink.write) as behind:
 
         def write(box: Box, denoised: Tensor) -> None:
             pred = denoised.detach().float().cpu()
@@ -141,7 +140,7 @@ def _run(
             behind(box, denormalize(pred, *intensities)[0, 0].numpy())
 
         with torch.inference_mode():
-            denoiser.inferer.stream(ahead, write, source.shape, denoiser.network, sums)
+            denoiser.inferer.stream(read_for_network, write, source.shape, denoiser.network, sums, (lowest, highest))
         behind.close()
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adl_monai.inferers import TiledInferer, sweep
+from adl_monai.inferers import sweep
 from adl_monai.inferers.sweep import Sweep
 from adl_monai.inferers.unet_stream import UNetStream
-from tests.inferers.test_sweep import CPU, assert_same, some_network, whole
+from tests.inferers.test_sweep import CPU, TiledInferer, assert_same, some_network, whole
 
 FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 

@@ -242,7 +242,7 @@ class Inferer:
     needs_sums = False
     def __init__(self, cut):
         self.cut = cut
-    def stream(self, read, write, shape, network, sums):
+    def stream(self, read, write, shape, *rest):
         box_by_box(read, write, shape, self.cut, 8)
 
 def held(name):
