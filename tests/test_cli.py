@@ -112,7 +112,7 @@ def test_diverging_training_exits_with_6_and_keeps_the_checkpoint(manifest: Path
 @pytest.fixture
 def two_scans(tmp_path: Path) -> Path:
     for name in "ab":
-        voxels = np.random.default_rng(0).integers(0, 999, (16, 16, 16)).astype(np.int16)
+        voxels = np.random.default_rng(0).normal(500, 50, (16, 16, 16)).astype(np.int16)
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii")
     return tmp_path
 

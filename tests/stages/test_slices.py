@@ -128,7 +128,7 @@ def test_evaluate_measures_what_infer_does(tmp_path: Path, rng: np.random.Genera
 def test_the_choice_for_thick_slices_is_told(tmp_path: Path) -> None:
     """In one line for the run, on stderr; not where there was no choice, or nobody wants to hear of it."""
     for name, distance in (("a", 6.0), ("b", 5.0), ("c", 1.0)):
-        voxels = np.random.default_rng(0).integers(0, 900, (16, 16, 4)).astype(np.int16)
+        voxels = np.random.default_rng(0).normal(500, 50, (16, 16, 4)).astype(np.int16)
         nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, distance, 1])), tmp_path / f"{name}.nii")
 
     def said(*arguments: str) -> str:
