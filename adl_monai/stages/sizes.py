@@ -21,7 +21,7 @@ def memory_needed(shape: tuple[int, ...], dtype: np.dtype, ensemble: int = 1) ->
     Measured: 25 for each voxel of an int16 volume, 28 for float32 (five float32 copies and twice the stored voxels).
     A copy without blank regions adds 4, an ensemble of two 7, of four or eight 15.
     """
-    return math.prod(shape) * (26 + 2 * dtype.itemsize + (_PER_VOXEL_OF_ENSEMBLE if ensemble > 1 else 0))
+    return math.prod(shape) * (24 + 2 * dtype.itemsize + (_PER_VOXEL_OF_ENSEMBLE if ensemble > 1 else 0))
 
 
 def fits(job: Job, max_memory: int | None = None, scans: int = 1, ensemble: int = 1) -> bool:
