@@ -1,7 +1,7 @@
-"""Regions of one exact value: with one in sight, a network leaves noise that neighbours share as it is.
+"""Regions of one value: with one in sight, a network leaves noise that neighbours share as it is.
 
-Skull-stripped background, the padding of a CT, nothing around a PET scan. The network is shown the image instead,
-mirrored at the region's edge, and the region gets its own value back, exactly.
+Skull-stripped background, the padding of a CT, nothing around a PET scan, the rim that an MRI scanner blanks. The
+network is shown the image instead, mirrored at the region's edge, and the region gets back what it was, exactly.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from adl_monai.inferers.sweep import Read
 
 SOLID = 100
 """Pixels of a square that fits into a region, at least: so many side by side are not equal by chance."""
+
+QUIET = 0.01
+"""Of the intensity range, as far as values may lie apart: a rim that a scanner has blanked rings by as much."""
 
 SHARE = 0.01
 """Of a plane, below which a region stays as it is."""
@@ -138,7 +141,7 @@ def _blank_in(image: Tensor) -> tuple[Tensor, Tensor]:
         return region, equal
     border = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
     for value in {float(image.min()), float(border.mode().values)}:
-        same = image == value
+        same = (image - value).abs() <= QUIET
         if int(same.sum()) >= SHARE * same.numel():
             solid = _solid(same)
             if int(solid.sum()) >= SHARE * same.numel() and not _is_count(image, same, value):

@@ -19,9 +19,9 @@ def memory_needed(shape: tuple[int, ...], dtype: np.dtype, ensemble: int = 1) ->
     """Bytes that denoising in memory takes at its peak, beside the network.
 
     Measured: 25 for each voxel of an int16 volume, 28 for float32 (five float32 copies and twice the stored voxels).
-    An ensemble of two adds 7, of four or eight 15.
+    A copy without blank regions adds 4, an ensemble of two 7, of four or eight 15.
     """
-    return math.prod(shape) * (22 + 2 * dtype.itemsize + (_PER_VOXEL_OF_ENSEMBLE if ensemble > 1 else 0))
+    return math.prod(shape) * (24 + 2 * dtype.itemsize + (_PER_VOXEL_OF_ENSEMBLE if ensemble > 1 else 0))
 
 
 def fits(job: Job, max_memory: int | None = None, scans: int = 1, ensemble: int = 1) -> bool:
