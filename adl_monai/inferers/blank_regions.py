@@ -19,8 +19,8 @@ from adl_monai.inferers.sweep import Read
 SOLID = 100
 """Pixels of a square that fits into a region, at least: so many side by side are not equal by chance."""
 
-QUIET = 0.01
-"""Of the intensity range, as far as values may lie apart: a rim that a scanner has blanked rings by as much."""
+QUIET = 0.008
+"""Of the intensity range, above the smallest value: a rim that a scanner has blanked rings by as much."""
 
 SHARE = 0.01
 """Of a plane, below which a region stays as it is."""
@@ -140,11 +140,12 @@ def _blank_in(image: Tensor) -> tuple[Tensor, Tensor]:
     if image.numel() < SOLID:
         return region, equal
     border = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
-    for value in {float(image.min()), float(border.mode().values)}:
-        same = (image - value).abs() <= QUIET
+    lowest = float(image.min())
+    for value in {lowest, float(border.mode().values)}:
+        same = image <= value + QUIET if value == lowest else image == value
         if int(same.sum()) >= SHARE * same.numel():
             solid = _solid(same)
-            if int(solid.sum()) >= SHARE * same.numel() and not _is_count(image, same, value):
+            if int(solid.sum()) >= SHARE * same.numel() and not _is_count(image, image == value, value):
                 region, equal = region | solid, equal | same
     return region, equal
 

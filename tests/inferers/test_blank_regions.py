@@ -137,6 +137,14 @@ def test_chance_makes_no_region(rng: np.random.Generator) -> None:
         assert not blank_region(torch.zeros(1, *shape))[0].any(), "too few to tell"
 
 
+def test_a_rim_that_rings_is_a_region(rng: np.random.Generator) -> None:
+    """As a scanner leaves it that blanks what it has interpolated: nearly, not exactly, zero."""
+    plane = torch.from_numpy(rng.normal(0.5, 0.1, (60, 60)))
+    plane[:, :15] = torch.from_numpy(rng.uniform(0, 0.006, (60, 15)))
+    plane[3, 3] = 0
+    assert torch.equal(blank_region(plane[None])[0], torch.arange(60).expand(60, 60) < 15)
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.5])
 def test_a_region_is_the_smallest_value_or_the_commonest_at_the_border(rng: np.random.Generator, value: float) -> None:
     plane = torch.from_numpy(rng.normal(0.5, 0.1, (60, 60)))
