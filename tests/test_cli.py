@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import adl_monai.pipelines
 import click
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import adl_monai.pipelines
 from adl_monai.cli import cli
 from adl_monai.cli_options import NOISE_KINDS, ByteSize, NoiseLevel
 from adl_monai.data.noise import KINDS
