@@ -82,8 +82,8 @@ def _require_decoder(dataset: pydicom.Dataset, header: SliceHeader) -> None:
         missing = True
     if missing:
         raise ScanFileError(
-            f"{header.path}: no decoder for {syntax.name} is installed; install python-gdcm (pip install "
-            '"adl_monai[dicom]"), or decompress the file first.'
+            f"{header.path}: no decoder for {syntax.name} is installed; install one (pip install python-gdcm), or "
+            "decompress the file first."
         )
 
 

@@ -63,7 +63,7 @@ def silent_pynetdicom() -> ModuleType:
         import pynetdicom
     except ImportError as error:
         raise UsageError(
-            "the DICOM node needs pynetdicom, which is not installed; run: pip install 'adl_monai[dicom]'"
+            "the DICOM node needs pynetdicom, which is not installed; run: pip install pynetdicom"
         ) from error
     pynetdicom._config.LOG_HANDLER_LEVEL = "none"
     pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they are, not decoded and encoded

@@ -187,4 +187,4 @@ class TestRefusals:
 
     def test_without_pynetdicom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pynetdicom", None)
-        self.refuse(UsageError, r"pip install 'adl_monai\[dicom\]'", tmp_path)
+        self.refuse(UsageError, r"pip install pynetdicom", tmp_path)

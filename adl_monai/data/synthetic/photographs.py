@@ -112,7 +112,7 @@ def _pixels(file: str) -> np.ndarray:
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise UsageError(
-            "synthetic kind 'photo' needs the photographs inside scikit-image: pip install 'adl_monai[train]', or use "
+            "synthetic kind 'photo' needs the photographs inside scikit-image: pip install scikit-image, or use "
             "another kind."
         )
     path = Path(package.origin).parent / "data" / file
