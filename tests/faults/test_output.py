@@ -169,7 +169,7 @@ def slow(descriptor):
     open("writing", "w").close()
     time.sleep(60)
 os.fsync = slow
-sys.argv = ["adl-monai", "infer", sys.argv[1], "-o", "out.nii"]
+sys.argv = ["adl-monai", "infer", sys.argv[1], "-o", "out.nii", "--noise-floor", "remove"]
 cli.main()
 """
 
