@@ -104,8 +104,7 @@ def _templates() -> tuple[np.ndarray, ...]:
         import nilearn.datasets
     except ImportError as error:
         raise UsageError(
-            "synthetic kind 'tissue' needs the ICBM template inside nilearn: pip install nilearn, or use "
-            "another kind."
+            "synthetic kind 'tissue' needs the ICBM template inside nilearn: pip install nilearn, or use another kind."
         ) from error
     from nibabel.nifti1 import Nifti1Image
 
