@@ -122,9 +122,7 @@ def test_row_6_claims_are_refused_before_anything_is_allocated(tmp_path: Path) -
 @pytest.mark.parametrize("shape", [(37, 61), (37, 61, 1), (1, 40, 5), (9, 23, 17)], ids=str)
 def test_rows_9_and_23_any_shape_comes_back(tmp_path: Path, command: Command, shape: tuple[int, ...]) -> None:
     path = build_nifti(tmp_path / "scan.nii", voxels(shape=shape), oblique_affine())
-    outcome = command(
-        "infer", path, "-o", tmp_path / "out.nii", "--noise-floor", "remove"
-    )  # without a word of it
+    outcome = command("infer", path, "-o", tmp_path / "out.nii", "--noise-floor", "remove")  # without a word of it
     assert (outcome.code, outcome.err) == (0, "")
     before, after = nib.load(path), nib.load(tmp_path / "out.nii")
     assert after.shape == shape
