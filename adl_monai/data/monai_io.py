@@ -23,6 +23,7 @@ from adl_monai.data.io import read_volume, write_volume
 from adl_monai.data.output import check_output, make_folder_of
 from adl_monai.data.volume import Volume
 from adl_monai.errors import ScanFileError, UsageError
+from adl_monai.quiet import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class StrictLoadImaged(LoadImaged):
         allow_missing_keys: bool = False,
     ) -> None:
         reader = VolumeReader(series)
-        with _FILTERS, warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings(), quiet_libraries("monai"):
             # About the optional parts of readers that are thrown away below.
             warnings.simplefilter("ignore")
             super().__init__(

@@ -38,6 +38,7 @@ class NiftiSource:
         voxels: Where its stored voxels are read.
         lowest: The smallest value.
         highest: The largest value.
+        mean: The mean of the values.
         sampled: The values that the robust range is taken of, in any order.
     """
 
@@ -46,6 +47,7 @@ class NiftiSource:
     voxels: RawVoxels
     lowest: float
     highest: float
+    mean: float
     sampled: np.ndarray
 
     @property
@@ -113,7 +115,8 @@ def open_nifti_source(path: Path, output: Path, time_series: bool = False) -> It
         warn_lost_digits(extremes, header.dtype, path, header.slope)
         file, offset = (opened.enter_context(path.open("rb")), len(header.raw)) if inflated is None else (inflated, 0)
         voxels = RawVoxels(file, offset, shape, header.dtype)
-        yield NiftiSource(path, header, voxels, float(survey.lowest), float(survey.highest), survey.sampled)
+        mean = survey.total / math.prod(shape)
+        yield NiftiSource(path, header, voxels, float(survey.lowest), float(survey.highest), mean, survey.sampled)
 
 
 def as_3d(header: Header) -> tuple[int, int, int]:
@@ -167,6 +170,7 @@ class _Survey:
     def __init__(self, header: Header, shape: tuple[int, int, int]) -> None:
         self.lowest, self.highest = np.float32(np.inf), np.float32(-np.inf)
         self.broken = self.beyond = 0
+        self.total = 0.0
         self.stored: tuple[Any, Any] = np.inf, -np.inf
         self._scale = header.slope, header.inter
         self._places = _sampled_places(shape)
@@ -178,6 +182,7 @@ class _Survey:
         values = scaled(stored, *self._scale)
         self.broken += count_not_finite(stored)
         self.beyond += count_not_finite(values)
+        self.total += float(values.sum(dtype=np.float64))
         with np.errstate(invalid="ignore"):
             self.stored = min(self.stored[0], stored.min()), max(self.stored[1], stored.max())
             self.lowest, self.highest = min(self.lowest, values.min()), max(self.highest, values.max())

@@ -35,6 +35,7 @@ _ROUNDS = 2  # the second knows levels apart that the network has merged
 _CAUTION = 2.0  # times the variance of what was removed: differences in level below it are no guide
 _ROUNDING = 1e-6  # of float32, in differences of squares
 _BLANK = 7  # voxels along each axis that are equal: no noise
+_UNTOUCHED = 3  # pixels along both axes of a slice that nothing was taken from: not by chance
 
 
 def keeps_means(noise_floor: str, modality: str = "") -> bool:
@@ -56,7 +57,7 @@ def keep_means(noisy: Tensor, denoised: Tensor, spatial_dims: int) -> Tensor:
     What was removed is smoothed and added. So that it stays on its side of an edge, it is smoothed as a guided filter
     does (He, Sun, Tang 2013): in each window a line is fitted, what was removed over the denoised level, and the lines
     of overlapping windows are mixed. Regions that are exactly constant (the background of counts, the outside of a
-    scanner's circle) come out as they went in.
+    scanner's circle) or that the inferer left as they were (blank ones) come out as they went in.
 
     Args:
         noisy: (C, H, W[, D]).
@@ -65,7 +66,7 @@ def keep_means(noisy: Tensor, denoised: Tensor, spatial_dims: int) -> Tensor:
     """
     axes = range(1, 1 + spatial_dims)
     lowest, highest = noisy.min(), noisy.max()
-    inside = ~_constant_regions(noisy, axes)
+    inside = ~(_constant_regions(noisy, axes) | _opened(noisy == denoised, dict.fromkeys((1, 2), _UNTOUCHED)))
     windows = _Windows(inside, axes, WIDTHS[spatial_dims])
     result = denoised.clamp(lowest, highest)
     for _ in range(_ROUNDS):
@@ -132,11 +133,23 @@ def _constant_regions(image: Tensor, axes: Sequence[int]) -> Tensor:
     widths = {axis: min(_BLANK, image.shape[axis]) for axis in axes}
     for axis, width in widths.items():
         low, high = low.unfold(axis, width, 1).amin(-1), high.unfold(axis, width, 1).amax(-1)
-    found = low == high
+    return _boxes(low == high, widths)
+
+
+def _opened(mask: Tensor, widths: Mapping[int, int]) -> Tensor:
+    """Where a voxel of a mask lies in a box of such widths (by axis) that is all of the mask."""
+    widths = {axis: min(width, mask.shape[axis]) for axis, width in widths.items()}
     for axis, width in widths.items():
-        margins = [0, 0] * (image.ndim - 1 - axis) + [width - 1, width - 1]
-        found = torch.nn.functional.pad(found, margins).unfold(axis, width, 1).any(-1)
-    return found
+        mask = mask.unfold(axis, width, 1).all(-1)
+    return _boxes(mask, widths)
+
+
+def _boxes(corners: Tensor, widths: Mapping[int, int]) -> Tensor:
+    """The boxes of such widths (by axis) that begin where ``corners`` is true."""
+    for axis, width in widths.items():
+        margins = [0, 0] * (corners.ndim - 1 - axis) + [width - 1, width - 1]
+        corners = torch.nn.functional.pad(corners, margins).unfold(axis, width, 1).any(-1)
+    return corners
 
 
 def warn_of_fall(name: object, noisy: float, denoised: float, darkest: float) -> None:
@@ -161,7 +174,7 @@ def warn_of_fall(name: object, noisy: float, denoised: float, darkest: float) ->
 class NoiseFloord(MapTransform):
     """Keep the local means of images that are not MRI, before the normalisation is undone; `keep_means` says how.
 
-    Placed after ``BlendStrengthd``, it gives back as much as was taken.
+    Placed before ``BlendStrengthd``: what still holds noise is no guide to levels.
 
     Args:
         keys: The denoised image(s).
@@ -169,6 +182,7 @@ class NoiseFloord(MapTransform):
         noise_floor: ``remove`` leaves the denoised image as it is, ``keep`` keeps means, ``auto`` keeps them where a
             modality other than MR is named, and warns where none is and the mean fell.
         spatial_dims: Of the network.
+        strength: Of the blend to come, for the warning.
         allow_missing_keys: Skip keys that a case does not have.
 
     Raises:
@@ -181,10 +195,12 @@ class NoiseFloord(MapTransform):
         noisy_key: str = "image",
         noise_floor: str = "auto",
         spatial_dims: int = 3,
+        strength: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         keeps_means(noise_floor)  # refuses any other
+        self.strength = strength
         self.noisy_key = noisy_key
         self.noise_floor = noise_floor
         self.spatial_dims = spatial_dims
@@ -205,5 +221,6 @@ class NoiseFloord(MapTransform):
             elif not modality:
                 offset, scale = meta.get("intensity_offset", 0.0), meta.get("intensity_scale", 1.0)
                 before, after = (float(image.mean(dtype=torch.float64)) * scale + offset for image in (noisy, denoised))
+                after = before + self.strength * (after - before)
                 warn_of_fall(meta.get("filename_or_obj", "the image"), before, after, offset)
         return case

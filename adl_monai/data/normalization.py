@@ -100,9 +100,13 @@ def normalize(image: torch.Tensor, offset: float, scale: float) -> torch.Tensor:
 
 
 def denormalize(image: torch.Tensor, offset: float, scale: float) -> torch.Tensor:
-    """The way back of ``normalize``: ``image * scale + offset`` in stored values, float32, never clipped."""
+    """The way back of ``normalize``: ``image * scale + offset`` in stored values, float32, never clipped.
+
+    What is zero but for the rounding of the offset is zero: masks are made by asking for it.
+    """
     _require_positive(scale)
-    return (image.to(torch.float32) * scale).add_(offset)
+    values = (image.to(torch.float32) * scale).add_(offset)
+    return values.masked_fill_(values.abs() <= float(np.spacing(np.float32(abs(offset)))), 0.0) if offset else values
 
 
 class RobustNormalized(MapTransform, InvertibleTransform):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adl_monai.data.dicom_header import read_headers
@@ -21,17 +21,27 @@ _PREVIEW = re.compile("(.+)_denoised(?:_preview)?")
 def results_among(scans: Iterable[Path]) -> set[Path]:
     """Those of the scans that are results of denoising others.
 
-    By name: ``a_denoised.nii`` and ``a_denoised_preview.png`` beside ``a.nii.gz``, whatever the formats. By header:
-    folders of DICOM images that all name this program, wherever their source is.
+    By name: ``a_denoised.nii`` and ``a_denoised_preview.png`` beside ``a.nii.gz``, whatever the formats, or below a
+    folder of results, in the sub-folders of their sources: ``out/s1/a_denoised.nii`` of ``s1/a.nii``. By header: folders
+    of DICOM images that all name this program, wherever their source is.
     """
     stems = {scan: scan.name if scan.is_dir() else scan_stem(scan) for scan in scans}
     places = {(scan.parent, stem) for scan, stem in stems.items()}
 
     def is_result(scan: Path) -> bool:
         found = (_PREVIEW if scan.suffix.lower() == ".png" else _RESULT).fullmatch(stems[scan])
-        return (found is not None and (scan.parent, found[1]) in places) or _was_made_here(scan)
+        sources = () if found is None else ((place, found[1]) for place in _places_of_source(scan.parent))
+        return any(source in places for source in sources) or _was_made_here(scan)
 
     return {scan for scan in stems if is_result(scan)}
+
+
+def _places_of_source(folder: Path) -> Iterator[Path]:
+    """Where the source of a result in a folder may lie: there, or where some folders in a row are left out."""
+    yield folder
+    for results in (folder, *folder.parents):
+        for top in results.parents:
+            yield top / folder.relative_to(results)
 
 
 def _was_made_here(folder: Path) -> bool:

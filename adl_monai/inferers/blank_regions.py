@@ -20,7 +20,7 @@ SOLID = 100
 """Pixels of a square that fits into a region, at least: so many side by side are not equal by chance."""
 
 QUIET = 0.008
-"""Of the intensity range, above the smallest value: a rim that a scanner has blanked rings by as much."""
+"""Of the intensity range, above the smallest value, around a region of it: the rim that a scanner blanks rings so."""
 
 SHARE = 0.01
 """Of a plane, below which a region stays as it is."""
@@ -142,10 +142,13 @@ def _blank_in(image: Tensor) -> tuple[Tensor, Tensor]:
     border = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
     lowest = float(image.min())
     for value in {lowest, float(border.mode().values)}:
-        same = image <= value + QUIET if value == lowest else image == value
+        same = image == value
         if int(same.sum()) >= SHARE * same.numel():
             solid = _solid(same)
-            if int(solid.sum()) >= SHARE * same.numel() and not _is_count(image, image == value, value):
+            if int(solid.sum()) >= SHARE * same.numel() and not _is_count(image, same, value):
+                if value == lowest:
+                    same = image <= value + QUIET
+                    solid = _holding(_solid(same), solid)
                 region, equal = region | solid, equal | same
     return region, equal
 
@@ -174,6 +177,15 @@ def _solid(mask: Tensor) -> Tensor:
     solid = within > np.bincount(parts.ravel(), minlength=count + 1) / 4
     solid[0] = False
     return torch.from_numpy(solid[parts]).to(mask.device)
+
+
+def _holding(mask: Tensor, core: Tensor) -> Tensor:
+    """The connected parts of a mask that hold some of its core, and the core."""
+    from scipy.ndimage import label
+
+    parts, _ = label(mask.cpu().numpy())
+    held = np.unique(parts[core.cpu().numpy()])
+    return torch.from_numpy(np.isin(parts, held[held > 0])).to(mask.device) | core
 
 
 def _specks(mask: Tensor) -> Tensor:

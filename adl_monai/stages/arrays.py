@@ -129,10 +129,10 @@ def denoise(
     normalized = normalize(noisy, offset, scale)
     with torch.inference_mode():
         denoised = model.inferer(normalized[None], model.network)[0]
+    if keep:  # before the blend: what still holds noise is no guide to levels
+        denoised = keep_means(normalized, denoised.float().cpu(), model.spatial_dims)
     if strength != 1:
         denoised = normalized + strength * (denoised - normalized)
-    if keep:
-        denoised = keep_means(normalized, denoised.float().cpu(), model.spatial_dims)
     result = np.asarray(denormalize(denoised, offset, scale)[0])
     if noise_floor == "auto":
         warn_of_fall("the image", noisy.mean(dtype=torch.float64).item(), result.mean(dtype=np.float64).item(), offset)

@@ -21,7 +21,7 @@ from adl_monai.data.formats import output_format, scan_format
 from adl_monai.data.nifti import peek_header
 from adl_monai.data.nifti_sink import NiftiSink, nifti_sink
 from adl_monai.data.nifti_stream import NiftiSource, open_nifti_source, unnamed_file
-from adl_monai.data.noise_floor import keeps_means
+from adl_monai.data.noise_floor import keeps_means, warn_of_fall
 from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output
 from adl_monai.data.overlap import WriteBehind
@@ -95,7 +95,9 @@ def denoise_stream(
                 _copy(source, sink)
             else:
                 with _sums(denoiser, source.shape, job.output) as sums:
-                    _run(source, sink, denoiser, (offset, scale), strength, middle, sums)
+                    mean = _run(source, sink, denoiser, (offset, scale), strength, middle, sums)
+                if noise_floor == "auto":
+                    warn_of_fall(job.source, source.mean, mean, offset)
         if middle is not None:
             noisy = normalize(torch.from_numpy(source.read(middle.box)), offset, scale or 1.0)[None]
             denoised = noisy if constant else middle.plane
@@ -111,7 +113,10 @@ def _run(
     strength: float,
     middle: _MiddlePlane | None,
     sums: Sums | None,
-) -> None:
+) -> float:
+    """Denoise; returns the mean of what was written."""
+    total = 0.0
+
     def read(box: Box) -> Tensor:
         noisy = torch.empty(1, 1, *lengths(box))
         for part, planes in slabs(box):
@@ -137,11 +142,15 @@ def _run(
             if strength != 1:
                 pred = torch.lerp(read(box), pred, strength)
             # A new tensor: the inferer may go on with its own while this one is written.
-            behind(box, denormalize(pred, *intensities)[0, 0].numpy())
+            values = denormalize(pred, *intensities)[0, 0].numpy()
+            nonlocal total
+            total += float(values.sum(dtype=np.float64))
+            behind(box, values)
 
         with torch.inference_mode():
             denoiser.inferer.stream(read_for_network, write, source.shape, denoiser.network, sums, (lowest, highest))
         behind.close()
+    return total / math.prod(source.shape)
 
 
 @contextmanager

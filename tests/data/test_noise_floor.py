@@ -140,3 +140,14 @@ def test_nothing_is_said_of_an_image_without_a_mean(caplog: pytest.LogCaptureFix
     for means in ((0.0, 0.0, 0.0), (1.0, 0.0, 1.0), (np.nan, 0.0, 0.0)):
         warn_of_fall("scan", *means)
     assert not caplog.records
+
+
+def test_what_nothing_was_taken_from_stays() -> None:
+    """Rims and corners of blank regions, which the inferer has put back, and single empty planes."""
+    blank = torch.zeros(SHAPE, dtype=torch.bool)
+    blank[:, :4], blank[:, :6, :6], blank[..., 12] = True, True, True
+    noisy = torch.where(blank, 0, 1 + random())
+    denoised = torch.where(blank, noisy, 0.1 * noisy + 0.5)
+    kept = keep_means(noisy, denoised, 3)
+    assert torch.equal(kept[blank], noisy[blank])
+    torch.testing.assert_close(kept.mean(), noisy.mean(), rtol=0, atol=1e-3)

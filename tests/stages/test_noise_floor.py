@@ -133,6 +133,13 @@ def test_monai_runs_the_bundle_alike(tmp_path: Path, identity_model: Model, rng:
     np.testing.assert_array_equal(read_volume(tmp_path / "ours").array, theirs)
 
 
+def test_half_the_strength_removes_half(adl3d: Denoiser, rng: np.random.Generator) -> None:
+    """Means are kept before the blend, which leaves noise that would be taken for levels."""
+    noisy = counts(rng, 3)
+    whole, half = (adl_monai.denoise(noisy, adl3d, strength=s, noise_floor="keep") for s in (1.0, 0.5))
+    np.testing.assert_allclose(half, (noisy + whole) / 2, atol=1e-3)
+
+
 def test_strength_0_is_the_input(tmp_path: Path, identity_model: Model, rng: np.random.Generator) -> None:
     nib.save(nib.Nifti1Image(counts(rng, 1).astype(np.uint16), np.eye(4)), tmp_path / "scan.nii")
     (result,) = infer(
@@ -198,3 +205,20 @@ def test_another_choice_is_refused_before_anything_is_read(tmp_path: Path) -> No
         infer([tmp_path / "none.nii"], noise_floor="drop")
     with pytest.raises(UsageError, match="'drop' is unknown; expected"):
         adl_monai.denoise(np.zeros((8, 8)), noise_floor="drop")
+
+
+@pytest.mark.parametrize("noise_floor", ["auto", "remove"])
+def test_from_disk_to_disk_a_fall_is_told_too(
+    tmp_path: Path,
+    identity_model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    noise_floor: str,
+) -> None:
+    stand_in(monkeypatch)
+    monkeypatch.setattr("tests.streaming.brighter", lambda values: values.mul(0.5))
+    nib.save(nib.Nifti1Image(np.arange(6 * 7 * 8, dtype=np.float32).reshape(6, 7, 8), np.eye(4)), tmp_path / "scan.nii")
+    model = identity_model(3)
+    with caplog.at_level(logging.WARNING):
+        infer([tmp_path / "scan.nii"], tmp_path / "out.nii", model=model, max_memory=0, noise_floor=noise_floor)
+    assert ("scan.nii: the mean fell from 167.5 to" in caplog.text) is (noise_floor == "auto")

@@ -146,11 +146,10 @@ class TestDerivedSeries:
 
 
 def test_infer_and_prepare_know_the_same_results(tmp_path: Path) -> None:
-    """In another format too: ``infer -o a_denoised.nii`` wrote that."""
-    save(
-        *(tmp_path / "data" / name for name in ("a.nii.gz", "a_denoised.nii", "b_denoised.nii", "deep/a_denoised.nii"))
-    )
-    expected = ["a.nii.gz", "b_denoised.nii", "deep/a_denoised.nii"]
+    """In another format too: ``infer -o a_denoised.nii`` wrote that; and ``infer data -o data/deep`` the one there."""
+    names = ("a.nii.gz", "a_denoised.nii", "b_denoised.nii", "deep/a_denoised.nii", "deep/c_denoised.nii")
+    save(*(tmp_path / "data" / name for name in names))
+    expected = ["a.nii.gz", "b_denoised.nii", "deep/c_denoised.nii"]
     jobs = plan_jobs([tmp_path / "data"], tmp_path / "out")
     assert sorted(job.source.relative_to(tmp_path / "data").as_posix() for job in jobs) == expected
     manifest = prepare([tmp_path / "data"], tmp_path / "m.json", split=(1, 0, 0))
