@@ -22,8 +22,8 @@ def results_among(scans: Iterable[Path]) -> set[Path]:
     """Those of the scans that are results of denoising others.
 
     By name: ``a_denoised.nii`` and ``a_denoised_preview.png`` beside ``a.nii.gz``, whatever the formats, or below a
-    folder of results, in the sub-folders of their sources: ``out/s1/a_denoised.nii`` of ``s1/a.nii``. By header: folders
-    of DICOM images that all name this program, wherever their source is.
+    folder of results, in the sub-folders of their sources: ``out/s1/a_denoised.nii`` of ``s1/a.nii``. By header:
+    folders of DICOM images that all name this program, wherever their source is.
     """
     stems = {scan: scan.name if scan.is_dir() else scan_stem(scan) for scan in scans}
     places = {(scan.parent, stem) for scan, stem in stems.items()}

@@ -276,7 +276,7 @@ def test_too_few_patients_are_warned_about(tmp_path: Path, caplog: Any) -> None:
 def test_results_of_an_earlier_run_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = tmp_path / "data"
     save(*(data / name for name in ("a.nii.gz", "a_denoised.nii.gz", "b.nii", "b_denoised.nii.gz", "c_denoised.nii")))
-    save(data / "deep/a_denoised.nii.gz")
+    save(data / "results/a_denoised.nii.gz")
     save_series(data / "ct", "ID1")
     save_series(data / "ct_denoised", "ID1")
     for name in ("a_denoised_preview", "ct_denoised_preview", "lone_denoised_preview"):
@@ -288,10 +288,9 @@ def test_results_of_an_earlier_run_are_left_out(tmp_path: Path, caplog: pytest.L
         "b.nii",
         "c_denoised.nii",
         "ct",
-        "deep/a_denoised.nii.gz",
         "lone_denoised_preview.png",
     ]
-    assert "5 files are left out as results" in caplog.text
+    assert "6 files are left out as results" in caplog.text
     prepare([*data.glob("*.nii*")], tmp_path / "n.json", split=(1, 0, 0))
     assert len(load_manifest(tmp_path / "n.json").training) == 3, "by name too, where both are given"
     prepare([data / "a_denoised.nii.gz"], tmp_path / "o.json", split=(1, 0, 0))
