@@ -23,6 +23,7 @@ from adl_monai.cli_options import (
     PATH,
     PRECISION,
     PRECISION_HELP,
+    STRENGTH,
     ByteSize,
     NoiseLevel,
     Settings,
@@ -67,13 +68,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     show_default=True,
     help="Number type of the output: the input's, or one that keeps fractions.",
 )
-@click.option(
-    "--strength",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="How much of the noise is removed: from 0, the input, to 1.",
-)
+@STRENGTH
 @ENSEMBLE
 @click.option(
     "--noise-floor",
@@ -354,13 +349,7 @@ def export(context: dict[str, Any], model: Path, **options: Any) -> None:
 @MODEL
 @DEVICE
 @PRECISION
-@click.option(
-    "--strength",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="How much of the noise is removed: from 0, the input, to 1.",
-)
+@STRENGTH
 @click.option(
     "--quiet-time",
     type=click.FloatRange(0),

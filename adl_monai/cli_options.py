@@ -49,6 +49,13 @@ MODEL = click.option(
     metavar="NAME|DIR|FILE",
     help="Run folder, bundle folder, model.pt, adl3d or adl2d.  [default: adl3d; adl2d for 2D images and thick slices]",
 )
+STRENGTH = click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="How much of the noise is removed: from 0, the input, to 1.",
+)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 
 

@@ -55,6 +55,7 @@ def denoise_time_series(
         job: Source and output.
         denoiser: For one volume.
         strength: As in ``adl_monai.stages.infer.infer``, like the other options.
+        noise_floor: For each volume; ``auto`` warns once.
         dtype: ``same`` or ``float32``.
         overwrite: Replace an existing output.
         preview: Also write a picture of the middle volume.
