@@ -157,3 +157,13 @@ def test_invertd_returns_predictions_of_odd_scans_to_stored_values(shape):
         pred = invert(case)["pred"]
         assert pred.shape == image.shape
         torch.testing.assert_close(pred.as_tensor(), image + 0.25 * scale, rtol=1e-6, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("offset, scale", [(-1.7, 3.3), (0.123, 7.0), (-1024.3, 2071.7)])
+def test_zeros_come_back_as_zeros(offset: float, scale: float) -> None:
+    """Masks are made by asking for them, and the rounding of the offset would leave 1e-7."""
+    image = torch.linspace(offset, offset + scale, 1001)
+    image[::7] = 0
+    found = denormalize(normalize(image, offset, scale), offset, scale)
+    assert torch.equal(found == 0, image == 0)
+    torch.testing.assert_close(found, image, rtol=0, atol=2 * float(np.spacing(np.float32(scale))))
