@@ -1,4 +1,4 @@
-"""What a file is called, and writing it whole or not at all."""
+"""What a file is called, whether there is one, and writing it whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adl_monai.errors import OutputError
+from adl_monai.errors import OutputError, ScanFileError, UsageError
 
 
 def named_path(path: Path) -> Path:
@@ -17,6 +17,24 @@ def named_path(path: Path) -> Path:
     Links on the way are followed, so that ``..`` means what it does to the system.
     """
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path that is not a file, and an empty file.
+
+    Raises:
+        UsageError: If there is no file of this name, or what has it is no regular file (a pipe, a folder).
+        ScanFileError: If it holds no bytes or may not be read.
+    """
+    if not path.is_file():
+        found = "not a regular file; copy what it holds into one" if path.exists() else "no such file; check the name"
+        raise UsageError(f"{path}: {found}.")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ScanFileError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
+    if size == 0:
+        raise ScanFileError(f"{path}: the file is empty (0 bytes); copy it again from its source.")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydicom
 
-from adl_monai.data.dicom_parse import DICOM_SUFFIXES, discreet, is_dicom_file, parse
+from adl_monai.data.dicom.parse import DICOM_SUFFIXES, discreet, is_dicom_file, parse
 from adl_monai.errors import UsageError
 
 KINDS = {

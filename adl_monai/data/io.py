@@ -9,16 +9,17 @@ from typing import Any, cast
 import numpy as np
 
 from adl_monai.data.derivation import Derivation
-from adl_monai.data.dicom import read_dicom
-from adl_monai.data.dicom_write import plan_dicom
+from adl_monai.data.dicom.read import read_dicom
+from adl_monai.data.dicom.write import plan_dicom
 from adl_monai.data.formats import INPUT_SUFFIXES, output_format, scan_format
 from adl_monai.data.geometry import same_affine
-from adl_monai.data.itk import plan_itk, plan_itk_from_affine, read_itk
-from adl_monai.data.nifti import plan_nifti, plan_nifti_from_affine, read_nifti
+from adl_monai.data.itk.file import plan_itk, plan_itk_from_affine, read_itk
+from adl_monai.data.nifti.file import plan_nifti, plan_nifti_from_affine, read_nifti
 from adl_monai.data.output import check_output, publishing, sync
 from adl_monai.data.pictures import plan_picture, plan_picture_from_affine, read_picture
-from adl_monai.data.tiff import plan_tiff, plan_tiff_from_affine, read_tiff, warn_inverted
-from adl_monai.data.volume import Volume, WritePlan, plain_dtype, report_clipped
+from adl_monai.data.tiff.file import plan_tiff, plan_tiff_from_affine, read_tiff, warn_inverted
+from adl_monai.data.volume import Volume, WritePlan, plain_dtype
+from adl_monai.data.voxels import report_clipped
 from adl_monai.errors import AdlError, OutputError, ScanFileError, UsageError
 
 _ITK = (read_itk, plan_itk, plan_itk_from_affine)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from adl_monai.data.geometry import lps_to_ras
-from adl_monai.data.volume import Volume, WritePlan, bare_spacing, plan_values, quantise, require_file, to_float32
+from adl_monai.data.volume import Volume, WritePlan, bare_spacing, plan_values
+from adl_monai.data.voxels import quantise, to_float32
 from adl_monai.errors import AdlError, OutputError, ScanFileError
+from adl_monai.files import require_file
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}
 _GREY = {"L": "uint8", "I;16": "uint16"}

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adl_monai.data.dicom_header import read_headers
-from adl_monai.data.dicom_parse import is_dicom_file
+from adl_monai.data.dicom.header import read_headers
+from adl_monai.data.dicom.parse import is_dicom_file
 from adl_monai.data.formats import scan_stem
 from adl_monai.errors import ScanFileError
 

@@ -9,7 +9,7 @@ from threading import Event
 import pydicom
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from adl_monai.data.dicom_parse import discreet
+from adl_monai.data.dicom.parse import discreet
 from adl_monai.node.network import Peer, silent_pynetdicom
 
 TIMEOUT = 60.0  # seconds for each answer of the peer

@@ -15,7 +15,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from adl_monai.data.derivation import names_this_tool
-from adl_monai.data.dicom_parse import discreet, parse
+from adl_monai.data.dicom.parse import discreet, parse
 from adl_monai.errors import UsageError
 from adl_monai.node.arrivals import STALE, Arrivals
 from adl_monai.node.network import silent_pynetdicom

@@ -16,7 +16,8 @@ from adl_monai.compute import pick_device
 from adl_monai.data.io import read_volume
 from adl_monai.data.noise_floor import keep_means, keeps_means, warn_of_fall
 from adl_monai.data.normalization import denormalize, normalize, robust_range
-from adl_monai.data.volume import FEWEST_STEPS, Volume, float32_step
+from adl_monai.data.volume import Volume
+from adl_monai.data.voxels import FEWEST_STEPS, float32_step
 from adl_monai.errors import ModelError, UsageError
 from adl_monai.stages.slices import fitting_axes
 

@@ -21,13 +21,13 @@ from adl_monai.bundle import (
     refuse_expressions,
     shipped_bundle,
 )
-from adl_monai.data.case_cache import Refusals
 from adl_monai.data.degradations import Degradation
 from adl_monai.data.formats import scan_format
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.io import read_volume
 from adl_monai.data.monai_io import SYNTHETIC
-from adl_monai.data.nifti import peek_header
+from adl_monai.data.nifti.file import peek_header
+from adl_monai.data.training.case_cache import Refusals
 from adl_monai.errors import ModelError, OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import replacing
 from adl_monai.manifest import Case, check_pairs, load_manifest

@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.monai_io import StrictLoadImaged
-from adl_monai.data.nifti import peek_header
+from adl_monai.data.nifti.file import peek_header
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
 from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
 from adl_monai.stages.pipeline import AT_ONCE, Steps

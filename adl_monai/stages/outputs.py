@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from adl_monai.data.cases import preview_path, refuse_shared, spelled_alike
-from adl_monai.data.dicom import name_series
+from adl_monai.data.dicom.read import name_series
 from adl_monai.data.formats import OUTPUT_SUFFIXES, find_scans, is_scan, scan_suffix
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.monai_io import default_output_path

@@ -231,7 +231,7 @@ def _published(scan: Scan) -> str | None:
 def _dicom_patient(scan: Path) -> str | None:
     import pydicom
 
-    from adl_monai.data.dicom_header import discreet
+    from adl_monai.data.dicom.header import discreet
 
     for file in sorted(item for item in scan.iterdir() if item.is_file()) if scan.is_dir() else [scan]:
         try:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from adl_monai.data.formats import scan_format
-from adl_monai.data.nifti import peek_header
+from adl_monai.data.nifti.file import peek_header
 from adl_monai.memory import memory_budget
 from adl_monai.stages.outputs import Job, size_of
 

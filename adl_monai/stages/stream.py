@@ -18,9 +18,9 @@ from torch import Tensor
 
 from adl_monai.bundle import Denoiser
 from adl_monai.data.formats import output_format, scan_format
-from adl_monai.data.nifti import peek_header
-from adl_monai.data.nifti_sink import NiftiSink, nifti_sink
-from adl_monai.data.nifti_stream import NiftiSource, open_nifti_source, unnamed_file
+from adl_monai.data.nifti.file import peek_header
+from adl_monai.data.nifti.sink import NiftiSink, nifti_sink
+from adl_monai.data.nifti.stream import NiftiSource, open_nifti_source, unnamed_file
 from adl_monai.data.noise_floor import keeps_means, warn_of_fall
 from adl_monai.data.normalization import denormalize, normalize
 from adl_monai.data.output import check_output

@@ -16,9 +16,9 @@ import torch
 from adl_monai.bars import bar
 from adl_monai.bundle import Denoiser
 from adl_monai.data.formats import output_format, scan_format
-from adl_monai.data.nifti import peek_header
-from adl_monai.data.nifti_sink import nifti_sink
-from adl_monai.data.nifti_stream import open_nifti_source
+from adl_monai.data.nifti.file import peek_header
+from adl_monai.data.nifti.sink import nifti_sink
+from adl_monai.data.nifti.stream import open_nifti_source
 from adl_monai.data.noise_floor import warn_of_fall
 from adl_monai.data.normalization import normalize, robust_range
 from adl_monai.data.output import check_output

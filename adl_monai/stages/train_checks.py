@@ -115,10 +115,10 @@ def _is_flat(image: str) -> bool:
     """Whether a scan is 2D, by its header; a scan that cannot be read is refused later, with all the others."""
     if image.startswith(SYNTHETIC_PREFIX):
         return image.count("x", image.index("shape=") + 1, image.index(",seed=")) == 1
-    from adl_monai.data.dicom import locate
+    from adl_monai.data.dicom.read import locate
     from adl_monai.data.formats import scan_format
-    from adl_monai.data.nifti import peek_header
-    from adl_monai.data.tiff import tiff_shape
+    from adl_monai.data.nifti.file import peek_header
+    from adl_monai.data.tiff.file import tiff_shape
 
     path = Path(image)
     kind = scan_format(path)

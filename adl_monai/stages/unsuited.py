@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from adl_monai.data.formats import scan_format
-from adl_monai.data.nifti import peek_header
+from adl_monai.data.nifti.file import peek_header
 from adl_monai.errors import ScanFileError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 from monai.transforms import Transform
 
 from adl_monai.data import CaseCache, PatchDataset
-from adl_monai.data.case_cache import Refusals
+from adl_monai.data.training.case_cache import Refusals
 from adl_monai.errors import AdlError, OutputError, ScanFileError, SeriesGeometryError
 
 

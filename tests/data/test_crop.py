@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, RandFlipd, RandRotate90d, RandSpatialCropd, SqueezeDimd
 
-from adl_monai.data.crop import RandPatchd
+from adl_monai.data.training.crop import RandPatchd
 
 KEYS = ["image", "label"]
 

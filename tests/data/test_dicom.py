@@ -13,7 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
-from adl_monai.data.dicom import read_dicom
+from adl_monai.data.dicom.read import read_dicom
 from adl_monai.data.geometry import lps_to_ras, ras_to_lps
 from adl_monai.errors import AdlError, ScanFileError, SeriesGeometryError, UsageError
 
@@ -340,7 +340,7 @@ def test_a_missing_decoder_is_named_with_what_to_install(
     name: str, syntax: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without its plug-ins, pydicom reads neither."""
-    monkeypatch.setattr("adl_monai.data.dicom_pixels.get_decoder", lambda uid: SimpleNamespace(is_available=False))
+    monkeypatch.setattr("adl_monai.data.dicom.pixels.get_decoder", lambda uid: SimpleNamespace(is_available=False))
     with pytest.raises(ScanFileError, match=rf"no decoder for {syntax}.* installed; .* \(pip install python-gdcm"):
         read_dicom(real_file(name))
 

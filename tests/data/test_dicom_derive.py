@@ -19,7 +19,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from adl_monai.data.dicom_private import KEPT
+from adl_monai.data.dicom.private import KEPT
 from adl_monai.data.io import read_volume, write_volume
 from tests.dicom_tools import findings, inconsistencies
 

@@ -10,8 +10,8 @@ import SimpleITK as sitk
 from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedMRImageStorage
 
-from adl_monai.data import dicom_parse
-from adl_monai.data.dicom import read_dicom
+from adl_monai.data.dicom import parse as dicom_parse
+from adl_monai.data.dicom.read import read_dicom
 from adl_monai.data.geometry import ras_to_lps
 from adl_monai.data.io import read_volume, write_volume
 from adl_monai.data.monai_io import VolumeReader

@@ -6,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from adl_monai.data.dicom_padding import padded_pixels
+from adl_monai.data.dicom.padding import padded_pixels
 from adl_monai.data.io import read_volume, write_volume
 
 from .conftest import build_dicom

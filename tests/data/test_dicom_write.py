@@ -17,8 +17,8 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from adl_monai.data.derivation import Derivation
-from adl_monai.data.dicom import read_dicom
-from adl_monai.data.dicom_private import KEPT
+from adl_monai.data.dicom.private import KEPT
+from adl_monai.data.dicom.read import read_dicom
 from adl_monai.data.io import read_volume, write_volume
 from adl_monai.data.volume import Volume
 from adl_monai.errors import OutputError

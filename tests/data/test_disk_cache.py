@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Transform
 from torch.utils.data import DataLoader, Dataset
 
-from adl_monai.data.disk_cache import TEMPORARY, DiskCache, read_entry, write_entry
+from adl_monai.data.training.disk_cache import TEMPORARY, DiskCache, read_entry, write_entry
 from adl_monai.errors import OutputError, UsageError
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from monai.transforms import Lambdad, SpatialPadd
 
-from adl_monai.data.identity import describe, identity
 from adl_monai.data.monai_io import StrictLoadImaged
 from adl_monai.data.normalization import RobustNormalized
+from adl_monai.data.training.identity import describe, identity
 from adl_monai.errors import UsageError
 
 

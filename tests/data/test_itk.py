@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from adl_monai.data import itk
-from adl_monai.data.itk import plan_itk, plan_itk_from_affine, read_itk, write_itk
+from adl_monai.data.itk import file as itk
+from adl_monai.data.itk.file import plan_itk, plan_itk_from_affine, read_itk, write_itk
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
 DIRECTION = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, -1.0)
@@ -70,7 +70,7 @@ def test_voxels_are_indexed_as_in_nifti(tmp_path: Path) -> None:
     stored = random_voxels("int16", (5, 6, 7))
     save(tmp_path / "scan.mha", stored)
     sitk.WriteImage(sitk.ReadImage(str(tmp_path / "scan.mha")), str(tmp_path / "scan.nii"))
-    from adl_monai.data.nifti import read_nifti
+    from adl_monai.data.nifti.file import read_nifti
 
     ours, theirs = read_itk(tmp_path / "scan.mha"), read_nifti(tmp_path / "scan.nii")
     assert np.array_equal(ours.array, theirs.array)
@@ -227,7 +227,7 @@ def test_nothing_on_stderr_and_no_simpleitk_at_import(tmp_path: Path) -> None:
         (tmp_path / f"bad_cut{name[1:]}").write_bytes(whole[: len(whole) // 2])
         (tmp_path / f"bad_text{name[1:]}").write_text("this is a text file\n" * 20)
     program = (
-        "import sys; from pathlib import Path; import adl_monai.data.itk as itk\n"
+        "import sys; from pathlib import Path; import adl_monai.data.itk.file as itk\n"
         "from adl_monai.errors import AdlError\n"
         "assert 'SimpleITK' not in sys.modules\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"

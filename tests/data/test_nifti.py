@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from adl_monai.data.nifti import read_nifti, write_nifti, write_nifti_from_affine
+from adl_monai.data.nifti.file import read_nifti, write_nifti, write_nifti_from_affine
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
 from .conftest import SHAPE, build_nifti

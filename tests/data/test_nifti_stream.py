@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adl_monai.data import nifti_stream
 from adl_monai.data.io import write_volume
-from adl_monai.data.nifti import peek_header, read_nifti
-from adl_monai.data.nifti_sink import nifti_sink
-from adl_monai.data.nifti_stream import open_nifti_source
+from adl_monai.data.nifti import stream as nifti_stream
+from adl_monai.data.nifti.file import peek_header, read_nifti
+from adl_monai.data.nifti.sink import nifti_sink
+from adl_monai.data.nifti.stream import open_nifti_source
 from adl_monai.data.normalization import MAX_SAMPLED_VOXELS, robust_range
 from adl_monai.data.overlap import ReadAhead, WriteBehind
 from adl_monai.data.raw_voxels import Box, lengths
@@ -47,7 +47,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a few planes were as much as memory could take."""
     monkeypatch.setattr(nifti_stream, "_PIECE", 1000)
     monkeypatch.setattr("adl_monai.data.raw_voxels._MOST_VOXELS", 500)
-    monkeypatch.setattr("adl_monai.data.nifti_sink._PIECE", 1000)
+    monkeypatch.setattr("adl_monai.data.nifti.sink._PIECE", 1000)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "A.NII.GZ"])

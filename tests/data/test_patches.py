@@ -6,10 +6,10 @@ from monai.transforms import Compose, RandFlipd, RandRotate90d, RandSpatialCropd
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DistributedSampler
 
-from adl_monai.data.crop import RandPatchd
 from adl_monai.data.degradations import RandDegraded
 from adl_monai.data.normalization import RobustNormalized
-from adl_monai.data.patches import PatchDataset, patch_seed
+from adl_monai.data.training.crop import RandPatchd
+from adl_monai.data.training.patches import PatchDataset, patch_seed
 from adl_monai.data.transforms import CleanAsLabeld
 from adl_monai.errors import OutOfMemoryError
 
@@ -169,7 +169,7 @@ IMAGE = 21 * 19 * 17 * 4  # bytes; the second case has two
 
 def test_cases_that_would_fill_the_memory_are_refused_before_they_do(monkeypatch):
     left = iter([2**40, 3 * IMAGE, 4 * IMAGE - 1])  # after each case
-    monkeypatch.setattr("adl_monai.data.case_cache.available_memory", lambda: next(left, 0))
+    monkeypatch.setattr("adl_monai.data.training.case_cache.available_memory", lambda: next(left, 0))
     with pytest.raises(OutOfMemoryError, match=r"3 of 6 take .* GiB are left.*cache_dir.*cache_rate"):
         dataset(cases=6)
 
@@ -180,20 +180,20 @@ def test_cases_that_would_fill_the_memory_are_refused_before_they_do(monkeypatch
     ids=["no case to come", "it is not the cases that filled it"],
 )
 def test_little_memory_is_no_reason_to_refuse_cases(monkeypatch, left, cases):
-    monkeypatch.setattr("adl_monai.data.case_cache.available_memory", lambda: left)
+    monkeypatch.setattr("adl_monai.data.training.case_cache.available_memory", lambda: left)
     assert len(dataset(cases=cases)) == 8
 
 
 def test_systems_that_do_not_say_what_is_free_refuse_nothing(monkeypatch):
-    monkeypatch.setattr("adl_monai.data.case_cache.available_memory", lambda: 1)
-    monkeypatch.setattr("adl_monai.data.case_cache.sys.platform", "win32")
+    monkeypatch.setattr("adl_monai.data.training.case_cache.available_memory", lambda: 1)
+    monkeypatch.setattr("adl_monai.data.training.case_cache.sys.platform", "win32")
     assert len(dataset(cases=6)) == 8
 
 
 @pytest.mark.parametrize("cached", [{"cache_dir": "cache"}, {"cache_num": 2}])
 def test_cases_that_are_not_kept_in_memory_need_none(monkeypatch, tmp_path, cached):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("adl_monai.data.case_cache.available_memory", lambda: 2 * IMAGE)
+    monkeypatch.setattr("adl_monai.data.training.case_cache.available_memory", lambda: 2 * IMAGE)
     assert len(dataset(cases=6, **cached)) == 8
 
 

@@ -32,7 +32,7 @@ def dataset(shares, **options):
 @pytest.mark.parametrize("cached", [False, True])
 def test_sparse_scans_are_named_once(caplog, tmp_path, cached):
     options = {"cache_dir": tmp_path} if cached else {}
-    with caplog.at_level(logging.WARNING, "adl_monai.data.sparse"):
+    with caplog.at_level(logging.WARNING, "adl_monai.data.training.sparse"):
         dataset([0.3, 0.00505, 0.02, 0.0051], **options)
     (warned,) = caplog.messages
     assert warned.startswith("2 of 4 scans are nearly empty")

@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from adl_monai.data.tiff import read_tiff
+from adl_monai.data.tiff.file import read_tiff
 from adl_monai.errors import ScanFileError, UsageError
 from tests.data.tiff_files import Tags, build_tiff, ratio, text
 

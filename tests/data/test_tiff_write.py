@@ -12,9 +12,9 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from adl_monai.data import tiff
 from adl_monai.data.io import read_volume, write_volume
-from adl_monai.data.tiff import plan_tiff, plan_tiff_from_affine, read_tiff
+from adl_monai.data.tiff import file as tiff
+from adl_monai.data.tiff.file import plan_tiff, plan_tiff_from_affine, read_tiff
 from adl_monai.errors import OutputError
 from tests.data.tiff_files import Tags, build_tiff, ratio, text
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adl_monai.data.volume import Volume, plain_dtype, quantise, to_float32, warn_lost_digits
+from adl_monai.data.volume import Volume, plain_dtype
+from adl_monai.data.voxels import quantise, to_float32, warn_lost_digits
 from adl_monai.errors import OutputError, ScanFileError
 
 SCAN = Path("scan.nii")

@@ -110,7 +110,7 @@ import sys, time
 from pathlib import Path
 import pytest
 from adl_monai import cli
-from adl_monai.data import nifti_sink
+from adl_monai.data.nifti import sink as nifti_sink
 from tests import streaming
 
 patch = pytest.MonkeyPatch()

@@ -241,7 +241,7 @@ def test_evaluate_names_all_damaged_scans_before_it_measures_any(
 
 
 def test_scans_that_would_fill_the_memory(manifest: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adl_monai.data.case_cache.available_memory", lambda: 1)
+    monkeypatch.setattr("adl_monai.data.training.case_cache.available_memory", lambda: 1)
     outcome = command("train", manifest, "-o", "run", *SETTINGS)
     assert outcome.code == 7, outcome.err
     for word in ("not enough memory to keep the scans", "--set cache_dir=FOLDER", "--set cache_rate=0.5"):

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 
 import adl_monai
 from adl_monai.data.io import read_volume
-from adl_monai.data.volume import FEWEST_STEPS
+from adl_monai.data.voxels import FEWEST_STEPS
 from adl_monai.errors import ModelError, UsageError
 from adl_monai.stages.infer import infer
 from tests.stages.test_infer import write_nifti

@@ -28,8 +28,8 @@ def test_a_failure_on_the_way_comes_out_and_leaves_nothing(
     source = build_nifti(tmp_path / f"scan{suffix}", voxels("int16"))
     model = identity_model(3)
     places = {
-        "read": ("adl_monai.data.nifti_stream.NiftiSource.read", KeyError),
-        "write": ("adl_monai.data.nifti_sink.quantise", OSError),
+        "read": ("adl_monai.data.nifti.stream.NiftiSource.read", KeyError),
+        "write": ("adl_monai.data.nifti.sink.quantise", OSError),
         "network": ("tests.streaming.brighter", KeyError),
     }
     name, kind = places[where]
@@ -62,7 +62,7 @@ def test_what_the_disk_did_not_keep_is_noticed(
         raw[-1] ^= 1
         path.write_bytes(raw)
 
-    monkeypatch.setattr("adl_monai.data.nifti_sink.sync", damage)
+    monkeypatch.setattr("adl_monai.data.nifti.sink.sync", damage)
     for suffix, words in ((".nii", "differs in voxels"), (".nii.gz", "cannot be read back")):
         with pytest.raises(OutputError, match=words):
             infer([source], tmp_path / "out" / f"o{suffix}", model=model, max_memory=0)

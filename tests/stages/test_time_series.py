@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adl_monai.data.nifti import peek_header, read_nifti
-from adl_monai.data.nifti_stream import open_nifti_source
+from adl_monai.data.nifti.file import peek_header, read_nifti
+from adl_monai.data.nifti.stream import open_nifti_source
 from adl_monai.errors import OutputError, ScanFileError
 from adl_monai.inferers import TiledInferer
 from adl_monai.stages.infer import infer

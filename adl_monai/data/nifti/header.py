@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from adl_monai.data.geometry import affine_fault, complete_plane, same_affine, spacing_from_affine
-from adl_monai.data.volume import logger
 from adl_monai.errors import OutputError, ScanFileError
+
+logger = logging.getLogger("adl_monai")
 
 _MAGIC_1, _MAGIC_2 = b"n+1\0", b"n+2\0\r\n\x1a\n"
 _TYPES = {

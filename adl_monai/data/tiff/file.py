@@ -7,6 +7,7 @@ MONOCHROME1, and pixels come and go in the order in which they are stored.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,21 +17,15 @@ from typing import Any, Literal
 import numpy as np
 
 from adl_monai.data.geometry import lps_to_ras
-from adl_monai.data.tiff_checks import check_pages
-from adl_monai.data.tiff_words import check_words, in_one_run, is_ome, ome_fits, voxel_size
-from adl_monai.data.volume import (
-    Volume,
-    WritePlan,
-    bare_spacing,
-    logger,
-    plan_values,
-    quantise,
-    require_file,
-    to_float32,
-    warn_lost_digits,
-)
+from adl_monai.data.tiff.checks import check_pages
+from adl_monai.data.tiff.words import check_words, in_one_run, is_ome, ome_fits, voxel_size
+from adl_monai.data.volume import Volume, WritePlan, bare_spacing, plan_values
+from adl_monai.data.voxels import quantise, to_float32, warn_lost_digits
 from adl_monai.errors import AdlError, OutputError, ScanFileError
+from adl_monai.files import require_file
 from adl_monai.quiet import quiet_libraries
+
+logger = logging.getLogger("adl_monai")
 
 # What a page says of itself beside its pixels: names, description, device, orientation, place, date, people, and what
 # ImageJ keeps (overlays, slice labels, lookup tables).

@@ -6,9 +6,9 @@ import numpy as np
 import pydicom
 from pydicom.pixels import get_decoder, pixel_array
 
-from adl_monai.data.dicom_header import SliceHeader
-from adl_monai.data.dicom_padding import padded_pixels
-from adl_monai.data.dicom_parse import discreet, parse
+from adl_monai.data.dicom.header import SliceHeader
+from adl_monai.data.dicom.padding import padded_pixels
+from adl_monai.data.dicom.parse import discreet, parse
 from adl_monai.errors import ScanFileError
 
 

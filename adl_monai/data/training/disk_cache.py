@@ -26,8 +26,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from tqdm import tqdm
 
-from adl_monai.data.case_cache import Refusals
-from adl_monai.data.identity import describe, identity
+from adl_monai.data.training.case_cache import Refusals
+from adl_monai.data.training.identity import describe, identity
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.version import __version__
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adl_monai.data.noisy_range import SAMPLE
+from adl_monai.data.training.noisy_range import SAMPLE
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,21 @@ output has its input's convention. Messages name files and, where a series is to
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from adl_monai.data.dicom_header import SliceHeader, read_headers
-from adl_monai.data.dicom_pixels import PixelReader
-from adl_monai.data.dicom_series import order_slices, plane_affine
-from adl_monai.data.volume import Volume, logger, require_file, to_float32, warn_lost_digits
+from adl_monai.data.dicom.header import SliceHeader, read_headers
+from adl_monai.data.dicom.pixels import PixelReader
+from adl_monai.data.dicom.series import order_slices, plane_affine
+from adl_monai.data.volume import Volume
+from adl_monai.data.voxels import to_float32, warn_lost_digits
 from adl_monai.errors import ScanFileError, SeriesGeometryError, UsageError
+from adl_monai.files import require_file
+
+logger = logging.getLogger("adl_monai")
 
 
 @dataclass(frozen=True, eq=False)

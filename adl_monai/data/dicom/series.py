@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adl_monai.data.dicom_header import SliceHeader
+from adl_monai.data.dicom.header import SliceHeader
 from adl_monai.data.geometry import affine_from_dicom, is_orthonormal, lps_to_ras, slice_normal
 from adl_monai.errors import SeriesGeometryError
 

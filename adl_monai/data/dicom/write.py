@@ -13,12 +13,13 @@ import numpy as np
 import pydicom
 
 from adl_monai.data.derivation import Derivation
-from adl_monai.data.dicom import Stack, locate, read_stack
-from adl_monai.data.dicom_derive import DerivedSeries, derive, set_pixels
-from adl_monai.data.dicom_header import SliceHeader
-from adl_monai.data.dicom_parse import discreet, parse
-from adl_monai.data.dicom_pixels import PixelReader
-from adl_monai.data.volume import WritePlan, quantise, to_float32
+from adl_monai.data.dicom.derive import DerivedSeries, derive, set_pixels
+from adl_monai.data.dicom.header import SliceHeader
+from adl_monai.data.dicom.parse import discreet, parse
+from adl_monai.data.dicom.pixels import PixelReader
+from adl_monai.data.dicom.read import Stack, locate, read_stack
+from adl_monai.data.volume import WritePlan
+from adl_monai.data.voxels import quantise, to_float32
 from adl_monai.errors import OutputError, ScanFileError
 
 Instance = list[tuple[SliceHeader, int]]

@@ -13,10 +13,10 @@ import torch
 from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 
-from adl_monai.data.case_cache import CaseCache
-from adl_monai.data.disk_cache import DiskCache
-from adl_monai.data.patch_loader import errors_that_travel
-from adl_monai.data.sparse import warn_of_sparse_scans
+from adl_monai.data.training.case_cache import CaseCache
+from adl_monai.data.training.disk_cache import DiskCache
+from adl_monai.data.training.patch_loader import errors_that_travel
+from adl_monai.data.training.sparse import warn_of_sparse_scans
 
 
 class PatchDataset(CaseCache):

@@ -13,12 +13,12 @@ from typing import IO, Protocol
 
 import numpy as np
 
-from adl_monai.data.nifti import compressing, header_like, is_gzip, open_stream, peek_header
-from adl_monai.data.nifti_header import Header, check_end, read_header, read_pieces
-from adl_monai.data.nifti_stream import as_3d, unnamed_file
+from adl_monai.data.nifti.file import compressing, header_like, is_gzip, open_stream, peek_header
+from adl_monai.data.nifti.header import Header, check_end, read_header, read_pieces
+from adl_monai.data.nifti.stream import as_3d, unnamed_file
 from adl_monai.data.output import check_output, check_room, publishing, sync
 from adl_monai.data.raw_voxels import Box, RawVoxels, as_bytes, lengths, slabs
-from adl_monai.data.volume import quantise, report_clipped
+from adl_monai.data.voxels import quantise, report_clipped
 from adl_monai.errors import AdlError, OutputError
 
 _PIECE = 1 << 22  # bytes compressed or read back in one go
@@ -82,7 +82,7 @@ def nifti_sink(
         path: The file to write, .nii or .nii.gz.
         source: The NIfTI source.
         header: The source's header, of three axes (of a time series, `Header.stacked`).
-        dtype: ``same`` or a type, see `adl_monai.data.nifti.plan_nifti`.
+        dtype: ``same`` or a type, see `adl_monai.data.nifti.file.plan_nifti`.
         overwrite: Whether an existing output may be replaced.
 
     Raises:

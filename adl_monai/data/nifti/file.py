@@ -20,17 +20,11 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
 from adl_monai.data.geometry import affine_fault, same_affine
-from adl_monai.data.nifti_header import Header, check_end, read_exactly, read_header, set_type, warn_of_geometry
-from adl_monai.data.volume import (
-    Volume,
-    WritePlan,
-    quantise,
-    report_clipped,
-    require_file,
-    to_float32,
-    warn_lost_digits,
-)
+from adl_monai.data.nifti.header import Header, check_end, read_exactly, read_header, set_type, warn_of_geometry
+from adl_monai.data.volume import Volume, WritePlan
+from adl_monai.data.voxels import quantise, report_clipped, to_float32, warn_lost_digits
 from adl_monai.errors import OutputError, ScanFileError
+from adl_monai.files import require_file
 
 _GZIP_LEVEL = 1  # as nibabel: on scans, higher levels cost time and save next to nothing
 

@@ -34,8 +34,8 @@ from pydicom.uid import (
 )
 
 from adl_monai.data.derivation import TOOL, Derivation, describe
-from adl_monai.data.dicom_header import SliceHeader
-from adl_monai.data.dicom_private import kept_private
+from adl_monai.data.dicom.header import SliceHeader
+from adl_monai.data.dicom.private import kept_private
 from adl_monai.version import __version__
 
 _DROPPED = [

@@ -25,7 +25,7 @@ from pydicom.uid import (
 )
 
 from adl_monai.data.derivation import names_this_tool
-from adl_monai.data.dicom_parse import discreet, parse
+from adl_monai.data.dicom.parse import discreet, parse
 from adl_monai.errors import ScanFileError
 
 _TAGS = [

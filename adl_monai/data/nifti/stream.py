@@ -1,6 +1,6 @@
 """The NIfTI door for volumes larger than the memory: values come and go box by box.
 
-A source is looked at once from its first byte to its last, with the checks of `adl_monai.data.nifti.read_nifti`; a
+A source is looked at once from its first byte to its last, with the checks of `adl_monai.data.nifti.file.read_nifti`; a
 .nii.gz file is inflated on the way, into a file without a name that ends with the program. A sink stores what
 `adl_monai.data.io.write_volume` would. Neither holds more than a few planes at a time.
 """
@@ -17,12 +17,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from adl_monai.data.nifti import is_gzip, open_stream
-from adl_monai.data.nifti_header import Header, check_end, read_header, read_pieces, warn_of_geometry
+from adl_monai.data.nifti.file import is_gzip, open_stream
+from adl_monai.data.nifti.header import Header, check_end, read_header, read_pieces, warn_of_geometry
 from adl_monai.data.normalization import range_of_sample, sample_step
 from adl_monai.data.output import check_room
 from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
-from adl_monai.data.volume import check_contrast, check_scale, count_not_finite, scaled, warn_lost_digits
+from adl_monai.data.voxels import check_contrast, check_scale, count_not_finite, scaled, warn_lost_digits
 from adl_monai.errors import OutputError, ScanFileError
 
 _PIECE = 1 << 20  # voxels looked at in one go

@@ -22,18 +22,11 @@ from adl_monai.data.geometry import (
     fits_in_itk_plane,
     itk_from_affine,
 )
-from adl_monai.data.itk_checks import check_structure, check_voxel_bytes
-from adl_monai.data.volume import (
-    Volume,
-    WritePlan,
-    plan_values,
-    quantise,
-    report_clipped,
-    require_file,
-    to_float32,
-    warn_lost_digits,
-)
+from adl_monai.data.itk.checks import check_structure, check_voxel_bytes
+from adl_monai.data.volume import Volume, WritePlan, plan_values
+from adl_monai.data.voxels import quantise, report_clipped, to_float32, warn_lost_digits
 from adl_monai.errors import OutputError, ScanFileError
+from adl_monai.files import require_file
 
 _KINDS = {".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd"}
 _IMAGE_IO = {"mha": "MetaImageIO", "nrrd": "NrrdImageIO"}

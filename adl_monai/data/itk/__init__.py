@@ -1,0 +1,1 @@
+"""The ITK door: MetaImage and NRRD, through SimpleITK."""

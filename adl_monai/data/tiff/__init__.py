@@ -1,0 +1,1 @@
+"""The TIFF door, through tifffile."""
