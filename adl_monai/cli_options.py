@@ -29,9 +29,9 @@ PRECISION = click.option(
 ENSEMBLE = click.option(
     "--ensemble",
     type=click.Choice(["1", "2", "4", "8"]),
-    default="1",
+    default="2",
     callback=lambda ctx, param, value: int(value),
-    help="Average over this many mirror images: better, and as many times slower.  [default: 1]",
+    help="Average over this many mirror images: the more, the better and slower.  [default: 2]",
 )
 NOISE_KINDS = (  # of adl_monai.data.noise, which takes seconds to import
     "gaussian",

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sigma", type=float, default=0.03, help="noise level; the background has a deviation of 0.1")
     options = parser.parse_args(arguments)
     methods: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        f"adl{options.dims}d": partial(denoise, model=load_denoiser(f"adl{options.dims}d"))
+        f"adl{options.dims}d": partial(denoise, model=load_denoiser(f"adl{options.dims}d", ensemble=1))
     }
     methods |= {name: partial(PEERS[name][1], sigma=options.sigma) for name in options.peers}
     for name, method in methods.items():

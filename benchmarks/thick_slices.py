@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--noise", action="append", type=checked_noise)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    models = [load_denoiser(name) for name in ("adl3d", "adl2d")]
+    models = [load_denoiser(name, ensemble=1) for name in ("adl3d", "adl2d")]
     noise = options.noise or NOISE
     volumes = list(clean_images(options.manifest, options.split, None, None))
     print(f"| voxels | {' | '.join(noise)} |", "|---" * (len(noise) + 1) + "|", sep="\n", flush=True)

@@ -32,7 +32,7 @@ def denoise(
     device: str = "auto",
     precision: str = "auto",
     strength: float = 1.0,
-    ensemble: int = 1,
+    ensemble: int = 2,
     noise_floor: str = "auto",
 ) -> np.ndarray: ...
 
@@ -45,7 +45,7 @@ def denoise(
     device: str = "auto",
     precision: str = "auto",
     strength: float = 1.0,
-    ensemble: int = 1,
+    ensemble: int = 2,
     noise_floor: str = "auto",
 ) -> Volume: ...
 
@@ -57,7 +57,7 @@ def denoise(
     device: str = "auto",
     precision: str = "auto",
     strength: float = 1.0,
-    ensemble: int = 1,
+    ensemble: int = 2,
     noise_floor: str = "auto",
 ) -> np.ndarray | Volume:
     """Denoise one image in memory.

@@ -49,7 +49,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
-    ensemble: int = 1,
+    ensemble: int = 2,
     overwrite: bool = False,
     progress: bool = False,
 ) -> list[dict[str, Any]]:

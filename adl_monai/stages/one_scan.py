@@ -72,7 +72,7 @@ class DenoiserChoice:
 
     def fits(self, job: Job, scans: int = 1) -> bool:
         """Whether so many scans like this one can be denoised in memory with these options, see `fits`."""
-        return fits(job, self.options.get("max_memory"), scans, self.options.get("ensemble", 1))
+        return fits(job, self.options.get("max_memory"), scans, self.options.get("ensemble", 2))
 
 
 def denoise_job(

@@ -39,7 +39,7 @@ def measure(settings: Settings) -> Report:
         for precision, dtype in dtypes.items():
             forward = network_forward(network, tile, precision)
             size, rate, product = ceilings[dtype]
-            denoiser = load_denoiser(model, device="cpu", precision=precision)
+            denoiser = load_denoiser(model, device="cpu", precision=precision, ensemble=1)
             image = torch.rand(1, 1, *[sizes.swept if axes == 3 else sizes.image] * axes)
             rounds = interleave(
                 {"network": forward, "inferer": swept(denoiser, image), "product": product},

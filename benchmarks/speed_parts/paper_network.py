@@ -37,8 +37,8 @@ def measure(settings: Settings) -> Report:
     image = random_tile(2, settings.sizes.image, settings.seed)
     default = autocast_dtype("auto", image.device)
     denoisers = {
-        f"ours, {str(default or torch.float32).removeprefix('torch.')}": load_denoiser(root, device="cpu"),
-        "ours, float32": load_denoiser(root, device="cpu", precision="fp32"),
+        f"ours, {str(default or torch.float32).removeprefix('torch.')}": load_denoiser(root, device="cpu", ensemble=1),
+        "ours, float32": load_denoiser(root, device="cpu", precision="fp32", ensemble=1),
     }
     network = plain(denoisers["ours, float32"].network)
     name = "PyTorch, float32, contiguous, in one piece"

@@ -46,7 +46,7 @@ def measure(settings: Settings) -> Report:
     dtype = autocast_dtype("auto", torch.device("cpu")) or torch.float32
     name = str(dtype).removeprefix("torch.")
     models = {
-        model: [load_denoiser(model, device="cpu", precision=precision) for precision in ("fp32", "auto")]
+        model: [load_denoiser(model, device="cpu", precision=precision, ensemble=1) for precision in ("fp32", "auto")]
         for model in ("adl3d", "adl2d")
     }
     rows: list[Row] = []

@@ -37,7 +37,7 @@ def run(scan: str, output: str, start: float) -> dict[str, float]:
 
     # The command's import of the bundle's own classes is in loading: the config names them.
     passed("import")
-    options: dict[str, Any] = {"strength": 1.0, "ensemble": 1, "series": None, "output_dtype": "same"}
+    options: dict[str, Any] = {"strength": 1.0, "series": None, "output_dtype": "same"}
     denoiser = load_denoiser(None, device="cpu", overwrite=True, progress=False, **options)
     passed("load model")
     case: Any = {"image": scan, "output": output}

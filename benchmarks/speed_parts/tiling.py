@@ -49,7 +49,7 @@ def methods_for(
     methods: dict[str, Callable[[], Any]] = {}
     default = autocast_dtype("auto", torch.device(device))
     for precision in ("auto", "fp32") if default is not None else ("auto",):
-        denoiser = load_denoiser("adl3d", device=device, precision=precision)
+        denoiser = load_denoiser("adl3d", device=device, precision=precision, ensemble=1)
         dtype = default if precision == "auto" and default is not None else torch.float32
         name = f"ours, {str(dtype).removeprefix('torch.')}"
         methods[name] = partial(denoiser.inferer, volume, denoiser.network)
