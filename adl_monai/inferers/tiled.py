@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer, sliding_window_inference
+from monai.inferers import Inferer
 from torch import Tensor
 
 from adl_monai.compute import autocast, autocast_dtype, channels_last
@@ -19,14 +19,12 @@ from adl_monai.errors import ModelError, is_out_of_memory
 from adl_monai.inferers.blank_regions import BlankRegions
 from adl_monai.inferers.ensemble import Sums, check_ensemble, mean_over_flips, stream_over_flips
 from adl_monai.inferers.far_values import are_far, are_few, far_places, without_far_values
-from adl_monai.inferers.sweep import Read, Sweep, Write, mirror
+from adl_monai.inferers.sweep import Read, Sweep, Write
+from adl_monai.inferers.tiles import blend_tiles
 from adl_monai.inferers.unet_stream import can_roll
 from adl_monai.memory import memory_budget
 
 logger = logging.getLogger(__name__)
-
-_SMALLEST_TILE = 32  # below it a tile is mostly the border that its neighbours see better
-
 
 class TiledInferer(Inferer):
     """Pads by reflection, runs the network, crops back.
@@ -295,69 +293,9 @@ class TiledInferer(Inferer):
         def denoise_tiles(tiles: Tensor) -> Tensor:
             return mean_over_flips(denoise_batch, tiles, self.ensemble)
 
-        padded = pad_by_reflection(image, self.divisor)
-        edges = tuple(min(edge, size) for edge, size in zip(self.tile, padded.shape[2:], strict=True))
-        denoised = None
-        while denoised is None:
-            try:
-                denoised = sliding_window_inference(
-                    padded,
-                    edges,
-                    self.batch_size,
-                    denoise_tiles,
-                    self.overlap,
-                    roi_weight_map=gaussian_weights(edges, device),
-                    sw_device=device,
-                    device=image.device,
-                    progress=self.progress,
-                )
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or edges == tuple(smaller_edge(edge, self.divisor) for edge in edges):
-                    raise
-            if denoised is None:  # outside the handler, whose traceback holds the tensors of the failed try
-                edges = tuple(smaller_edge(edge, self.divisor) for edge in edges)
-                logger.warning("not enough memory: trying again with tiles of %s", "x".join(map(str, edges)))
-        assert isinstance(denoised, Tensor)
-        for axis, size in enumerate(image.shape[2:], start=2):
-            denoised = denoised.narrow(axis, 0, size)
-        return denoised
-
-
-def smaller_edge(edge: int, divisor: int) -> int:
-    """About half of a tile's edge, a multiple of ``divisor``, and not below the smallest useful tile."""
-    smallest = -(-_SMALLEST_TILE // divisor) * divisor
-    return min(edge, max(smallest, edge // 2 // divisor * divisor))
-
-
-def gaussian_weights(edges: Sequence[int], device: torch.device) -> Tensor:
-    """What a tile's voxels weigh: a separable Gaussian of standard deviation edge / 8.
-
-    MONAI's own importance map is cut off at 1e-3, below which most of a 3D tile's border lies; there the outermost
-    voxels, which miss their neighbours, would weigh as much as good ones. Here an edge voxel weighs e^-8 per axis.
-
-    Args:
-        edges: The tile's size.
-        device: Where the weights are used.
-    """
-    weights = torch.ones((), device=device)
-    for edge in edges:
-        position = (torch.arange(edge, device=device) - (edge - 1) / 2) / (edge / 8)
-        weights = weights[..., None] * torch.exp(-0.5 * position**2)
-    return weights
-
-
-def pad_by_reflection(image: Tensor, divisor: int) -> Tensor:
-    """Extend each spatial axis at its end to a multiple of ``divisor``, mirrored at the last voxel.
-
-    Unlike ``torch.nn.functional.pad`` it works for axes shorter than the padding: they are mirrored back and forth.
-
-    Args:
-        image: (B, C, H, W[, D]).
-        divisor: Positive.
-    """
-    for axis in range(2, image.ndim):
-        image = mirror(image, axis, -(-image.shape[axis] // divisor) * divisor)
-    return image
+        return blend_tiles(
+            denoise_tiles, image, self.tile, self.overlap, self.batch_size, self.divisor, device, self.progress
+        )
 
 
 def _reader(volume: Tensor) -> Read:

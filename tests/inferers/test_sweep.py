@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adl_monai.inferers import TiledInferer as Inferer
 from adl_monai.inferers.rolling import RollingUpsample, planes_of
 from adl_monai.inferers.sweep import SAFETY, Sweep, mirror
-from adl_monai.inferers.tiled import pad_by_reflection
+from adl_monai.inferers.tiles import pad_by_reflection
 from adl_monai.inferers.unet_stream import UNetStream, can_roll
 from adl_monai.networks import EfficientUNet
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adl_monai.errors import ModelError, UsageError
 from adl_monai.inferers import TiledInferer
 from adl_monai.inferers.ensemble import mean_over_flips, mirror_images
-from adl_monai.inferers.tiled import pad_by_reflection
+from adl_monai.inferers.tiles import pad_by_reflection
 from adl_monai.networks import EfficientUNet
 
 
