@@ -105,8 +105,7 @@ def infer(settings: dict[str, Any], inputs: tuple[Path, ...], **options: Any) ->
 
     def report(result: Any) -> None:
         if not settings["quiet"]:
-            clipped = f" ({result.clipped} voxels saturated)" if result.clipped else ""
-            say(f"{result.output}{clipped}")
+            say(str(result.output))  # and nothing else: pipelines take the lines for paths
 
     def summarize(line: str) -> None:
         if not settings["quiet"]:

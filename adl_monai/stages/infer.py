@@ -22,7 +22,7 @@ Outcome = TypeVar("Outcome")
 
 
 def infer(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     output: str | Path | None = None,
     *,
     model: str | Path | None = None,
@@ -49,7 +49,7 @@ def infer(
     fails does not stop those after it; when all are done, an error of the first failure's kind lists them.
 
     Args:
-        inputs: Scan files, DICOM series folders, folders of scans, or manifests.
+        inputs: Scan files, DICOM series folders, folders of scans, or manifests; one or several.
         output: A file (for one scan), or a folder; for one DICOM series, the folder of the derived series. None writes
             ``<name>_denoised.<ext>``, or the folder ``<name>_denoised``, into the working directory. What lies in
             sub-folders of an input goes into sub-folders.
@@ -96,6 +96,7 @@ def infer(
     if resume and overwrite:
         raise UsageError("--resume keeps outputs that --overwrite replaces; pass one of the two.")
     shard = shard or Shard()
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     jobs = plan_jobs([Path(path) for path in inputs], None if output is None else Path(output), series == "all")
     for job in jobs:
         if dtype != "same" and output_format(job.output) == "dicom":

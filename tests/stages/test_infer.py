@@ -59,7 +59,7 @@ def test_a_real_model_changes_voxels_but_not_geometry(
     tmp_path: Path, identity_model: Model, rng: np.random.Generator
 ) -> None:
     source = write_nifti(tmp_path / "scan.nii.gz", rng.integers(0, 1000, (37, 61, 23)).astype(np.uint16))
-    (result,) = infer([source], tmp_path / "out.nii.gz", model=identity_model(3, 0.3))
+    (result,) = infer(source, tmp_path / "out.nii.gz", model=identity_model(3, 0.3))
     before, after = nib.load(source), nib.load(result.output)
     assert after.shape == before.shape
     np.testing.assert_array_equal(after.affine, before.affine)
