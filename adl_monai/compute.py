@@ -10,13 +10,12 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
 from adl_monai.errors import UsageError
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DIVISOR = 8  # of the sizes that the networks take
 MOST_LOADING_PROCESSES = 8
 LEAST_SHARED_MEMORY = 2**30  # bytes; Docker gives a container 2**26
 
@@ -94,18 +93,17 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     raise UsageError(f"precision {precision!r} is unknown; expected auto, fp32, bf16 or fp16.")
 
 
-def training_precision(precision: str, device: torch.device, patch: Sequence[int], divisor: int = 8) -> str:
+def training_precision(precision: str, device: torch.device, patch: Sequence[int]) -> str:
     """The precision in which patches of a size can be trained.
 
     oneDNN's bfloat16 weight gradient of a 3D convolution reads memory that nobody wrote where the feature map's first
     axis has fewer than 3 voxels (torch 2.13 on a CPU with AVX512-BF16: gradients differ from run to run, some are NaN).
-    The network's coarsest features are ``divisor`` times smaller than the patch, so small patches need float32.
+    The network's coarsest features are ``DIVISOR`` times smaller than the patch, so small patches need float32.
 
     Args:
         precision: As in ``autocast_dtype``.
         device: Where the network runs.
         patch: Spatial size of the patches.
-        divisor: Of the network.
 
     Returns:
         ``precision``, or ``fp32`` where that is ``auto`` and bfloat16 would be wrong.
@@ -113,14 +111,14 @@ def training_precision(precision: str, device: torch.device, patch: Sequence[int
     Raises:
         UsageError: If ``bf16`` was asked for where it would be wrong.
     """
-    affected = len(patch) == 3 and device.type == "cpu" and min(patch) < 3 * divisor
+    affected = len(patch) == 3 and device.type == "cpu" and min(patch) < 3 * DIVISOR
     if not affected or autocast_dtype(precision, device) is None:
         return precision
     if precision == "auto":
         return "fp32"
     raise UsageError(
         f"precision {precision} gives wrong gradients for patches of {tuple(patch)} on a CPU; "
-        f"use patches of at least {3 * divisor} voxels along each axis, or precision fp32."
+        f"use patches of at least {3 * DIVISOR} voxels along each axis, or precision fp32."
     )
 
 

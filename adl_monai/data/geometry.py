@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _FLIP_LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_ORTHONORMAL = 1e-3  # as far as scalar products may be from 0 and 1
 _SINGULAR = 1e-6  # volume of the unit axes' parallelepiped below which they count as coplanar
 
 
@@ -97,11 +98,11 @@ def slice_normal(orientation: np.ndarray) -> np.ndarray:
     return normal / np.linalg.norm(normal)
 
 
-def is_orthonormal(orientation: np.ndarray, tolerance: float = 1e-3) -> bool:
+def is_orthonormal(orientation: np.ndarray) -> bool:
     """Whether ImageOrientationPatient holds two perpendicular unit vectors."""
     rows, columns = orientation[:3], orientation[3:]
     products = np.array([rows @ rows - 1, columns @ columns - 1, rows @ columns])
-    return bool(np.isfinite(products).all() and (np.abs(products) < tolerance).all())
+    return bool(np.isfinite(products).all() and (np.abs(products) < _ORTHONORMAL).all())
 
 
 def affine_from_dicom(

@@ -19,19 +19,14 @@ from adl_monai.data.output import check_output, publishing, sync
 from adl_monai.data.pictures import plan_picture, plan_picture_from_affine, read_picture
 from adl_monai.data.tiff.file import plan_tiff, plan_tiff_from_affine, read_tiff, warn_inverted
 from adl_monai.data.volume import Volume, WritePlan, plain_dtype
-from adl_monai.data.voxels import report_clipped
+from adl_monai.data.voxels import keeps_type, report_clipped
 from adl_monai.errors import AdlError, OutputError, ScanFileError, UsageError
 
 _ITK = (read_itk, plan_itk, plan_itk_from_affine)
 _PICTURE = (read_picture, plan_picture, plan_picture_from_affine)
-_NIFTI = (
-    read_nifti,
-    lambda path, *rest: plan_nifti(*rest),
-    lambda path, *rest: plan_nifti_from_affine(*rest),
-)
 _DOORS: dict[str, tuple[Callable[..., Any], ...]] = {  # how a file is read, written like a source, and written anew
-    "nifti": _NIFTI, "mha": _ITK, "nrrd": _ITK, "png": _PICTURE, "jpeg": _PICTURE, "bmp": _PICTURE,
-    "tiff": (read_tiff, plan_tiff, plan_tiff_from_affine),
+    "nifti": (read_nifti, plan_nifti, plan_nifti_from_affine), "mha": _ITK, "nrrd": _ITK,
+    "png": _PICTURE, "jpeg": _PICTURE, "bmp": _PICTURE, "tiff": (read_tiff, plan_tiff, plan_tiff_from_affine),
 }  # fmt: skip
 
 
@@ -130,8 +125,8 @@ def _plan(
         source = read_dicom(like, series)
         if source.padding is not None and source.array.shape == array.shape:
             array = np.where(source.padding, source.array, array)
-        dtype = plain_dtype(source) if isinstance(dtype, str) and dtype == "same" else dtype
-    elif isinstance(dtype, str) and dtype == "same":
+        dtype = plain_dtype(source) if keeps_type(dtype) else dtype
+    elif keeps_type(dtype):
         dtype = np.dtype(np.float32) if like is None else plain_dtype(read_volume(like, series))
     if like is not None and scan_format(like) == "tiff":
         warn_inverted(path, like)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from adl_monai.data.geometry import lps_to_ras
-from adl_monai.data.volume import Volume, WritePlan, bare_spacing, plan_values
-from adl_monai.data.voxels import quantise, to_float32
+from adl_monai.data.volume import Volume, WritePlan, bare_spacing, plan_values, require_shape
+from adl_monai.data.voxels import keeps_type, quantise, to_float32
 from adl_monai.errors import AdlError, OutputError, ScanFileError
 from adl_monai.files import require_file
 
@@ -31,12 +31,11 @@ def read_picture(path: Path) -> Volume:
     return Volume(to_float32(stored, path), affine, stored.dtype, _FORMATS[path.suffix.lower()].lower(), path)
 
 
-def plan_picture(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> WritePlan:
+def plan_picture(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype) -> WritePlan:
     """Plan a PNG with the resolution of ``like``, another PNG."""
     source, resolution = _load(like)
-    if array.shape != source.shape:
-        raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {source.shape}.")
-    return _plan(array, source.dtype if isinstance(dtype, str) and dtype == "same" else np.dtype(dtype), resolution)
+    require_shape(array, source.shape, like)
+    return _plan(array, source.dtype if keeps_type(dtype) else np.dtype(dtype), resolution)
 
 
 def plan_picture_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:

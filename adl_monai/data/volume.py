@@ -110,6 +110,26 @@ class WritePlan:
     bits: int | None = None
 
 
+def require_shape(array: np.ndarray, shape: tuple[int, ...], like: Path) -> None:
+    """Refuse an array that cannot be written like the scan ``like``, whose shape this is.
+
+    Raises:
+        OutputError: Naming both shapes.
+    """
+    if array.shape != shape:
+        raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {shape}.")
+
+
+def require_affine(affine: np.ndarray) -> None:
+    """Refuse an affine that no file can hold.
+
+    Raises:
+        OutputError: If it is not finite, or singular.
+    """
+    if fault := affine_fault(affine):
+        raise OutputError(f"the affine to write is {fault}; expected a finite, invertible voxel-to-mm matrix.")
+
+
 def plan_values(
     write: Callable[[Path], None],
     kind: str,
@@ -135,8 +155,7 @@ def bare_spacing(affine: np.ndarray, path: Path) -> tuple[float, float, float]:
     Raises:
         OutputError: If the affine is unusable.
     """
-    if fault := affine_fault(affine):
-        raise OutputError(f"the affine to write is {fault}; expected a finite, invertible voxel-to-mm matrix.")
+    require_affine(affine)
     spacing = spacing_from_affine(affine)
     if not same_affine(affine, lps_to_ras(np.diag([*spacing, 1.0]))):
         logger.warning("%s: %s files keep no position or orientation; write .nii.gz to keep them.", path, path.suffix)

@@ -148,6 +148,11 @@ def warn_lost_digits(values: np.ndarray, stored_dtype: np.dtype, path: Path, slo
         )
 
 
+def keeps_type(dtype: str | np.dtype) -> bool:
+    """Whether a type to write is ``same``: the source's own."""
+    return isinstance(dtype, str) and dtype == "same"
+
+
 def quantise(
     values: np.ndarray, dtype: np.dtype, slope: float = 1.0, inter: float = 0.0, bits: int | None = None
 ) -> tuple[np.ndarray, int]:

@@ -11,12 +11,11 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from adl_monai.compute import DIVISOR
 from adl_monai.errors import AdlError, UsageError
 from adl_monai.manifest import SYNTHETIC_PREFIX, Manifest
 from adl_monai.manifest_format import listing
 from adl_monai.stages.run_options import Options
-
-DIVISOR = 8  # of the sizes that the networks take
 
 
 def check_values(root: Path, configs: Sequence[str], options: Options) -> None:

@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from adl_monai.data.nifti.file import read_nifti, write_nifti, write_nifti_from_affine
+from adl_monai.data.io import write_volume
+from adl_monai.data.nifti.file import read_nifti
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
 from .conftest import SHAPE, build_nifti
@@ -23,6 +24,10 @@ def random_voxels(dtype: Any = np.int16, shape: tuple[int, ...] = SHAPE) -> np.n
     limits = np.iinfo(dtype)
     low, high = max(limits.min, -30000), min(limits.max, 30000)
     return rng.integers(low, high, shape, endpoint=True).astype(dtype)
+
+
+def write_nifti(path: Path, array: np.ndarray, like: Path, dtype: str = "same") -> int:
+    return write_volume(path, array, like=like, affine=read_nifti(like).affine, dtype=dtype)
 
 
 def inflated(path: Path) -> bytes:
@@ -147,7 +152,7 @@ def test_new_file_from_an_affine(tmp_path: Path, shape: tuple[int, ...], caplog:
     affine[:3, :3] = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, -1]]) * [0.5, 0.75, 2.5]
     affine[:3, 3] = [-100, 42.5, 7]
     values = random_voxels("float32", shape)
-    assert write_nifti_from_affine(tmp_path / "new.nii.gz", values, affine, "float32") == 0
+    assert write_volume(tmp_path / "new.nii.gz", values, like=None, affine=affine, dtype="float32") == 0
     image = nib.load(tmp_path / "new.nii.gz")
     assert image.shape == shape
     assert (image.header["sform_code"], image.header["qform_code"]) == (1, 1)
@@ -160,7 +165,7 @@ def test_new_file_from_an_affine(tmp_path: Path, shape: tuple[int, ...], caplog:
 
 
 def test_a_shear_is_kept_in_the_sform_alone(tmp_path: Path, oblique: np.ndarray) -> None:
-    write_nifti_from_affine(tmp_path / "new.nii", random_voxels("float32"), oblique, "int16")
+    write_volume(tmp_path / "new.nii", random_voxels("float32"), like=None, affine=oblique, dtype="int16")
     image = nib.load(tmp_path / "new.nii")
     assert np.allclose(image.affine, oblique)
     assert image.header["qform_code"] == 0
@@ -173,7 +178,7 @@ def test_refused_outputs(nifti: Builder, tmp_path: Path, oblique: np.ndarray) ->
     with pytest.raises(OutputError, match="float16"):
         write_nifti(tmp_path / "copy.nii", np.zeros(SHAPE, np.float32), path, "float16")
     with pytest.raises(OutputError, match="singular"):
-        write_nifti_from_affine(tmp_path / "copy.nii", np.zeros(SHAPE, np.float32), np.zeros((4, 4)), "int16")
+        write_volume(tmp_path / "copy.nii", np.zeros(SHAPE), like=None, affine=np.zeros((4, 4)), dtype="int16")
     assert not (tmp_path / "copy.nii").exists()
 
 

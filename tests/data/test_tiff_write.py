@@ -221,7 +221,7 @@ def test_what_is_too_large_for_a_tiff_becomes_a_bigtiff(tmp_path: Path, monkeypa
 
 def test_a_folder_that_vanished_is_an_output_error(tmp_path: Path) -> None:
     path = build_tiff(tmp_path / "a.tif", voxels("uint8", 1))
-    plan = plan_tiff(tmp_path / "copy.tif", read_volume(path).array, path)
+    plan = plan_tiff(tmp_path / "copy.tif", read_volume(path).array, path, "same")
     with pytest.raises(OutputError, match="could not be written"):
         plan.save(tmp_path / "none" / "copy.tif")
 
@@ -264,4 +264,4 @@ def test_what_a_tiff_cannot_hold_is_refused(tmp_path: Path) -> None:
             plan_tiff_from_affine(tmp_path / "a.tif", values, affine, dtype)
     path = build_tiff(tmp_path / "a.tif", voxels("uint8", 6))
     with pytest.raises(OutputError, match="does not fit"):
-        plan_tiff(tmp_path / "b.tif", flat, path)
+        plan_tiff(tmp_path / "b.tif", flat, path, "same")

@@ -18,8 +18,8 @@ from adl_monai.data.dicom.header import SliceHeader
 from adl_monai.data.dicom.parse import discreet, parse
 from adl_monai.data.dicom.pixels import PixelReader
 from adl_monai.data.dicom.read import Stack, locate, read_stack
-from adl_monai.data.volume import WritePlan
-from adl_monai.data.voxels import quantise, to_float32
+from adl_monai.data.volume import WritePlan, require_shape
+from adl_monai.data.voxels import keeps_type, quantise, to_float32
 from adl_monai.errors import OutputError, ScanFileError
 
 Instance = list[tuple[SliceHeader, int]]
@@ -30,9 +30,9 @@ def plan_dicom(
     path: Path,
     array: np.ndarray,
     like: Path,
-    dtype: str | np.dtype = "same",
-    series: str | None = None,
-    derivation: Derivation | None = None,
+    dtype: str | np.dtype,
+    series: str | None,
+    derivation: Derivation | None,
 ) -> WritePlan:
     """Plan a derived series.
 
@@ -47,13 +47,12 @@ def plan_dicom(
     Raises:
         OutputError: If the array does not fit, another type is asked for, or one file is to hold several.
     """
-    if not (isinstance(dtype, str) and dtype == "same"):
+    if not keeps_type(dtype):
         raise OutputError(f"{path}: DICOM keeps the source's integers, not {dtype}; write .nii.gz for another type.")
     stack = locate(like, series)
-    if array.shape != stack.shape:
-        raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {stack.shape}.")
+    require_shape(array, stack.shape, like)
     instances = _instances(stack)
-    if path.suffix and path.suffix.lower() == ".dcm" and len(instances) > 1:
+    if path.suffix.lower() == ".dcm" and len(instances) > 1:
         raise OutputError(f"{path}: {len(instances)} images do not fit one file; name a folder, or a .nii.gz file.")
     planes, clipped = _stored_planes(stack, array)
     expected = np.empty(array.shape, np.float32)

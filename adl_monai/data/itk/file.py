@@ -16,19 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from adl_monai.data.geometry import (
-    affine_fault,
-    affine_from_itk,
-    fits_in_itk_plane,
-    itk_from_affine,
-)
+from adl_monai.data.formats import KINDS
+from adl_monai.data.geometry import affine_fault, affine_from_itk, fits_in_itk_plane, itk_from_affine
 from adl_monai.data.itk.checks import check_structure, check_voxel_bytes
-from adl_monai.data.volume import Volume, WritePlan, plan_values
-from adl_monai.data.voxels import quantise, report_clipped, to_float32, warn_lost_digits
+from adl_monai.data.volume import Volume, WritePlan, plan_values, require_affine, require_shape
+from adl_monai.data.voxels import keeps_type, quantise, to_float32, warn_lost_digits
 from adl_monai.errors import OutputError, ScanFileError
 from adl_monai.files import require_file
 
-_KINDS = {".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd"}
 _IMAGE_IO = {"mha": "MetaImageIO", "nrrd": "NrrdImageIO"}
 _QUIET_LOCK = Lock()
 _QUIET: list[bool] = []  # one for each thread in `_quiet`: whether warnings were shown before the first
@@ -49,18 +44,7 @@ def read_itk(path: Path) -> Volume:
     return volume
 
 
-def write_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> int:
-    """Write values (``array``, float32, the source's shape) as the source's image; returns the voxels clipped.
-
-    See `plan_itk`. Writes straight to ``path``; `adl_monai.data.io.write_volume` writes whole or not at all.
-    """
-    plan = plan_itk(path, array, like, dtype)
-    plan.save(path)
-    report_clipped(plan.clipped, plan.dtype, path)
-    return plan.clipped
-
-
-def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> WritePlan:
+def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype) -> WritePlan:
     """Plan the source's image with other voxels.
 
     Args:
@@ -71,12 +55,10 @@ def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = 
     """
     import SimpleITK as sitk
 
-    kind = _writable_kind(path)
-    source, affine = _load(like, _KINDS[like.suffix.lower()])
-    if array.shape != source.GetSize():
-        raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {source.GetSize()}.")
+    source, affine = _load(like)
+    require_shape(array, source.GetSize(), like)
     own_type = sitk.GetArrayViewFromImage(source).dtype
-    target_type = own_type if isinstance(dtype, str) and dtype == "same" else np.dtype(dtype)
+    target_type = own_type if keeps_type(dtype) else np.dtype(dtype)
     stored, clipped = quantise(array, target_type.newbyteorder("="))
     image = sitk.GetImageFromArray(stored.T)
     image.CopyInformation(source)
@@ -89,7 +71,7 @@ def plan_itk(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = 
                 image.SetMetaData(key, source.GetMetaData(key))
     if image.HasMetaDataKey("ITK_InputFilterName"):
         image.EraseMetaData("ITK_InputFilterName")  # the reader's note to itself, not the file's
-    return plan_values(_itk_saver(image), kind, stored, clipped, affine, _read)
+    return plan_values(_itk_saver(image), _kind(path), stored, clipped, affine, _read)
 
 
 def plan_itk_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:
@@ -100,54 +82,46 @@ def plan_itk_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtyp
     """
     import SimpleITK as sitk
 
-    kind = _writable_kind(path)
-    if fault := affine_fault(affine):
-        raise OutputError(f"the affine to write is {fault}; expected a finite, invertible voxel-to-mm matrix.")
+    require_affine(affine)
     stored, clipped = quantise(array, np.dtype(dtype).newbyteorder("="))
     image = sitk.GetImageFromArray(stored.T)
     origin, spacing, direction = itk_from_affine(affine, array.ndim)
     image.SetSpacing(spacing)
     if array.ndim == 2 and not fits_in_itk_plane(affine):
-        raise OutputError(f"{path}: a 2D {kind} file cannot hold where this slice lies; write .nii.gz instead.")
+        raise OutputError(f"{path}: a 2D {_kind(path)} file cannot hold where this slice lies; write .nii.gz instead.")
     image.SetOrigin(origin)
     image.SetDirection(direction)
-    return plan_values(_itk_saver(image), kind, stored, clipped, affine, _read)
+    return plan_values(_itk_saver(image), _kind(path), stored, clipped, affine, _read)
 
 
 def _itk_saver(image: Any) -> Callable[[Path], None]:
     import SimpleITK as sitk
 
     def write(path: Path) -> None:
-        target = path.with_suffix(path.suffix.lower())  # ITK would write A.MHA as A.mhd and A.raw
         with _quiet():
-            sitk.WriteImage(image, str(target), useCompression=True)
-        if target != path:
-            target.replace(path)
+            sitk.WriteImage(image, str(path), useCompression=True)
 
     return write
 
 
-def _writable_kind(path: Path) -> str:
-    kind = _KINDS.get(path.suffix.lower(), "")
-    if not kind or path.suffix.lower() == ".mhd":
-        raise OutputError(f"{path}: cannot write {path.suffix}; expected .mha or .nrrd.")
-    return kind
+def _kind(path: Path) -> str:
+    return KINDS[path.suffix.lower()]
 
 
 def _read(path: Path) -> Volume:
     import SimpleITK as sitk
 
-    kind = _KINDS.get(path.suffix.lower(), "")
-    image, affine = _load(path, kind)
+    image, affine = _load(path)
     stored = sitk.GetArrayFromImage(image).T
-    return Volume(to_float32(stored, path), affine, stored.dtype, kind, path)
+    return Volume(to_float32(stored, path), affine, stored.dtype, _kind(path), path)
 
 
-def _load(path: Path, kind: str) -> tuple[Any, np.ndarray]:
+def _load(path: Path) -> tuple[Any, np.ndarray]:
     """The SimpleITK image of a checked file and its affine."""
     import SimpleITK as sitk
 
     require_file(path)
+    kind = _kind(path)
     check_structure(path, kind)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))

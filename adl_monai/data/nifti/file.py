@@ -19,11 +19,11 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-from adl_monai.data.geometry import affine_fault, same_affine
+from adl_monai.data.geometry import same_affine
 from adl_monai.data.nifti.header import Header, check_end, read_exactly, read_header, set_type, warn_of_geometry
-from adl_monai.data.volume import Volume, WritePlan
-from adl_monai.data.voxels import quantise, report_clipped, to_float32, warn_lost_digits
-from adl_monai.errors import OutputError, ScanFileError
+from adl_monai.data.volume import Volume, WritePlan, require_affine, require_shape
+from adl_monai.data.voxels import keeps_type, quantise, to_float32, warn_lost_digits
+from adl_monai.errors import ScanFileError
 from adl_monai.files import require_file
 
 _GZIP_LEVEL = 1  # as nibabel: on scans, higher levels cost time and save next to nothing
@@ -32,7 +32,7 @@ _GZIP_LEVEL = 1  # as nibabel: on scans, higher levels cost time and save next t
 def read_nifti(path: Path) -> Volume:
     """Read a NIfTI image of one volume.
 
-    Trailing dimensions of length 1 are dropped from the array (and written back by `write_nifti`). Spatial units of
+    Trailing dimensions of length 1 are dropped from the array (and written back, see `plan_nifti`). Spatial units of
     metres or microns are converted to mm in the affine.
 
     Raises:
@@ -46,37 +46,18 @@ def read_nifti(path: Path) -> Volume:
     return volume
 
 
-def write_nifti(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> int:
-    """Write values (``array``, float32, the source's shape) with the header of ``like``; returns the voxels clipped.
-
-    See `plan_nifti`. Writes straight to ``path``; `adl_monai.data.io.write_volume` writes whole or not at all.
-    """
-    plan = plan_nifti(array, like, dtype)
-    plan.save(path)
-    report_clipped(plan.clipped, plan.dtype, path)
-    return plan.clipped
-
-
-def write_nifti_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> int:
-    """Write values as a new NIfTI file; returns the voxels clipped. See `plan_nifti_from_affine`."""
-    plan = plan_nifti_from_affine(array, affine, dtype)
-    plan.save(path)
-    report_clipped(plan.clipped, plan.dtype, path)
-    return plan.clipped
-
-
-def plan_nifti(array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> WritePlan:
+def plan_nifti(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype) -> WritePlan:
     """Plan a file whose bytes before the voxels are those of ``like``.
 
     Args:
+        path: Where the file will go; it says nothing of its content.
         array: Values, of the shape `read_nifti` gave for ``like``.
         like: The NIfTI source.
         dtype: ``same`` keeps the stored type, slope and intercept; a type (``float32``) changes only these fields:
             datatype, bitpix, scl_slope = 1, scl_inter = 0.
     """
     header = peek_header(like)
-    if array.shape != header.shape:
-        raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {header.shape}.")
+    require_shape(array, header.shape, like)
     return _plan(array, header_like(header, dtype))
 
 
@@ -86,9 +67,9 @@ def peek_header(path: Path, time_series: bool = False) -> Header:
         return read_header(stream, path, time_series)
 
 
-def header_like(header: Header, dtype: str | np.dtype = "same") -> Header:
+def header_like(header: Header, dtype: str | np.dtype) -> Header:
     """The header of a copy with another type of voxels; ``dtype`` as in `plan_nifti`."""
-    if isinstance(dtype, str) and dtype == "same":
+    if keeps_type(dtype):
         return header
     fields = type(header.fields)(header.raw[: header.fields.sizeof_hdr], header.fields.endianness, check=False)
     file_dtype = np.dtype(dtype).newbyteorder(fields.endianness)
@@ -97,14 +78,12 @@ def header_like(header: Header, dtype: str | np.dtype = "same") -> Header:
     return Header(fields, raw, header.shape, file_dtype, 1.0, 0.0, header.affine)
 
 
-def plan_nifti_from_affine(array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:
+def plan_nifti_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str | np.dtype) -> WritePlan:
     """Plan a new file with this RAS+ mm affine as sform and, unless it shears, as qform (both "scanner").
 
     Version 1, or 2 where an axis is too long for version 1. Slope 1, intercept 0, units mm.
     """
-    fault = affine_fault(affine)
-    if fault:
-        raise OutputError(f"the affine to write is {fault}; expected a finite, invertible voxel-to-mm matrix.")
+    require_affine(affine)
     file_dtype = np.dtype(dtype).newbyteorder("<")
     fields = (Nifti1Header if max(array.shape) <= np.iinfo(np.int16).max else Nifti2Header)(endianness="<")
     fields.set_data_shape(array.shape)

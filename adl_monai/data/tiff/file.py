@@ -19,8 +19,8 @@ import numpy as np
 from adl_monai.data.geometry import lps_to_ras
 from adl_monai.data.tiff.checks import check_pages
 from adl_monai.data.tiff.words import check_words, in_one_run, is_ome, ome_fits, voxel_size
-from adl_monai.data.volume import Volume, WritePlan, bare_spacing, plan_values
-from adl_monai.data.voxels import quantise, to_float32, warn_lost_digits
+from adl_monai.data.volume import Volume, WritePlan, bare_spacing, plan_values, require_shape
+from adl_monai.data.voxels import keeps_type, quantise, to_float32, warn_lost_digits
 from adl_monai.errors import AdlError, OutputError, ScanFileError
 from adl_monai.files import require_file
 from adl_monai.quiet import quiet_libraries
@@ -84,7 +84,7 @@ def warn_inverted(path: Path, like: Path) -> None:
             logger.warning("%s: 0 is white in %s, but black in this format: it will be shown inverted.", path, like)
 
 
-def plan_tiff(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype = "same") -> WritePlan:
+def plan_tiff(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype) -> WritePlan:
     """Plan a TIFF that says of itself what ``like`` does, in its byte order, uncompressed.
 
     OME-XML, which names the pixels' type and often files, is left out with a warning where it would be wrong; ImageJ's
@@ -92,9 +92,8 @@ def plan_tiff(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype =
     """
     with _opened(like) as scan:
         own, texts = scan.pages[0].dtype.newbyteorder("="), scan.texts
-        target = own if isinstance(dtype, str) and dtype == "same" else np.dtype(dtype)
-        if array.shape != scan.shape:
-            raise OutputError(f"an array of shape {array.shape} does not fit {like}, whose shape is {scan.shape}.")
+        target = own if keeps_type(dtype) else np.dtype(dtype)
+        require_shape(array, scan.shape, like)
         later = [tag.code for page in scan.pages[1:] for tag in page.tags if tag.code in _DESCRIPTIVE]
         one_run = set(later) <= {_ORIENTATION} or any(in_one_run(text) for text in texts)
         pages = [_words(page) for page in (scan.pages[:1] if one_run else scan.pages)]
