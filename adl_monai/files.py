@@ -10,6 +10,8 @@ from pathlib import Path
 
 from adl_monai.errors import OutputError, ScanFileError, UsageError
 
+SYNTHETIC = "synthetic:"  # begins the name of an image that is generated, not read
+
 
 def named_path(path: Path) -> Path:
     """The absolute path, without following a link that stands last: its name may be all that tells what it is.
@@ -35,6 +37,18 @@ def require_file(path: Path) -> None:
         raise ScanFileError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
     if size == 0:
         raise ScanFileError(f"{path}: the file is empty (0 bytes); copy it again from its source.")
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, or the files that lie right in the folder; none if there is neither."""
+    if path.is_dir():
+        return [child for child in path.iterdir() if child.is_file()]
+    return [path] if path.is_file() else []
+
+
+def size_of(path: Path) -> int:
+    """Bytes of `files_of` a path."""
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 @contextmanager

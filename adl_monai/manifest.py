@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from adl_monai.errors import ManifestError, UsageError
-from adl_monai.files import named_path
+from adl_monai.files import SYNTHETIC, named_path
 from adl_monai.manifest_format import SPLITS, Frozen, ManifestFile, Split, SyntheticEntry, listing, parse_manifest
 
 PACKAGE_PREFIX = "package:"
-SYNTHETIC_PREFIX = "synthetic:"
 
 
 class Case(Frozen):
@@ -29,6 +28,11 @@ class Case(Frozen):
     image: str
     label: str | None = None
     patient: str | None = None
+
+    @property
+    def synthetic_axes(self) -> int:
+        """How many axes a synthetic image has; 0 for a scan."""
+        return self.image.split(",")[1].count("x") + 1 if self.image.startswith(SYNTHETIC) else 0  # kind, shape, seed
 
 
 class Manifest(Frozen):
@@ -127,12 +131,12 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _resolve_split(path: Path, folder: Path, content: ManifestFile, split: Split, missing: list[str]) -> Iterator[Case]:
-    for index, entry in enumerate(content.entries(split)):
+    for index, entry in enumerate(getattr(content, split)):
         if isinstance(entry, SyntheticEntry):
             spec = entry.synthetic
             shape = "x".join(str(size) for size in spec.shape)
             for seed in range(spec.seed, spec.seed + spec.count):
-                yield Case(image=f"{SYNTHETIC_PREFIX}kind={spec.kind},shape={shape},seed={seed}")
+                yield Case(image=f"{SYNTHETIC}kind={spec.kind},shape={shape},seed={seed}")
             continue
         found: dict[str, str] = {}
         for key, text in (("image", entry.image), ("label", entry.label)):
@@ -148,7 +152,7 @@ def _resolve_split(path: Path, folder: Path, content: ManifestFile, split: Split
 
 def _resolve(place: str, text: str, folder: Path) -> Path | None:
     """The absolute path of a file or folder that exists, or None."""
-    if text.startswith(SYNTHETIC_PREFIX):
+    if text.startswith(SYNTHETIC):
         raise ManifestError(f'{place}: write synthetic cases as {{"synthetic": {{"shape": [64, 64, 64]}}}}.')
     packaged = text.startswith(PACKAGE_PREFIX)
     path = _in_package(place, text) if packaged else folder / text
@@ -216,14 +220,14 @@ def _check_subjects(path: Path, splits: dict[Split, tuple[Case, ...]]) -> None:
 def _subjects(case: Case) -> list[object]:
     """What makes two cases one subject: the patient, a file (by inode, so links count), a synthetic seed."""
     keys: list[object] = [] if case.patient is None else [case.patient]
-    if case.image.startswith(SYNTHETIC_PREFIX):
+    if case.image.startswith(SYNTHETIC):
         kind, _, seed = case.image.split(",")  # whatever the shape, one seed draws one scene
         return [*keys, (kind, seed)]
     return keys + [_inode(scan) for scan in _files(case)]
 
 
 def _files(case: Case) -> list[str]:
-    return [scan for scan in (case.image, case.label) if scan and not scan.startswith(SYNTHETIC_PREFIX)]
+    return [scan for scan in (case.image, case.label) if scan and not scan.startswith(SYNTHETIC)]
 
 
 def _inode(path: str | Path) -> tuple[int, int]:

@@ -70,10 +70,6 @@ class ManifestFile(Frozen):
     validation: tuple[Entry, ...] = ()
     test: tuple[Entry, ...] = ()
 
-    def entries(self, split: Split) -> tuple[ImageEntry | SyntheticEntry, ...]:
-        """The entries of one split."""
-        return {"training": self.training, "validation": self.validation, "test": self.test}[split]
-
 
 def parse_manifest(path: Path, raw: bytes) -> ManifestFile:
     """Parse a manifest's bytes; ``path`` only names the file in messages.

@@ -21,6 +21,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from adl_monai.data.noise import KINDS
 from adl_monai.errors import UsageError
+from adl_monai.files import SYNTHETIC
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Degraded(MapTransform):
 def case_seed(seed: int, filename: object) -> int:
     """Mix ``seed`` with what names a case wherever it lies: file and parent folder, or a synthetic specification."""
     name = str(filename[0] if isinstance(filename, (list, tuple)) and filename else filename)
-    _, mark, specification = name.partition("synthetic:")
+    _, mark, specification = name.partition(SYNTHETIC)
     identity = specification if mark else "/".join([part for part in re.split(r"[\\/]+", name) if part][-2:])
     return int(np.random.SeedSequence([seed, zlib.crc32(identity.encode())]).generate_state(1)[0])
 

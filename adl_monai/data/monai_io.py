@@ -20,14 +20,15 @@ from monai.transforms import LoadImaged, SaveImaged
 from adl_monai.data.derivation import Derivation
 from adl_monai.data.formats import OUTPUT_SUFFIXES, output_format, scan_format, scan_stem, scan_suffix
 from adl_monai.data.io import read_volume, write_volume
-from adl_monai.data.output import check_output, make_folder_of
+from adl_monai.data.output import make_folder_of
 from adl_monai.data.volume import Volume
 from adl_monai.errors import ScanFileError, UsageError
+from adl_monai.files import SYNTHETIC
 from adl_monai.quiet import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
-SYNTHETIC = "synthetic:"
+OUTPUT = "output"  # where an item may name its own output
 _FILTERS = Lock()  # threads share the filters of warnings, and each puts back those that it found
 _FALLBACK_SUFFIX = {"dicom": ".dcm", "jpeg": ".png", "bmp": ".png", "mha": ".mha"}
 
@@ -132,7 +133,7 @@ class SaveImageLiked(SaveImaged):
     It is a `SaveImaged`, whose own writing it replaces, so that MONAI Label, which writes by itself, leaves it out.
 
     The output is ``<output_dir>/<source's name>_<output_postfix><source's suffix>``, or the path in
-    ``data[output_key]``. A DICOM series gives a folder with a derived series, a DICOM file a derived file. Adds
+    ``data["output"]``. A DICOM series gives a folder with a derived series, a DICOM file a derived file. Adds
     ``<key>_path`` (str) and ``<key>_clipped`` (number of saturated voxels).
 
     Args:
@@ -143,7 +144,6 @@ class SaveImageLiked(SaveImaged):
         output_ext: Suffix of the output; None takes the source's (JPEG and BMP become .png).
         dtype: ``same`` or a type, see `adl_monai.data.io.write_volume`.
         overwrite: Whether existing files may be replaced; an item may bring its own ``overwrite``.
-        output_key: Where an item may name its own output.
         checkpoint: The weights that made the images, ``<bundle>/models/model.pt``: DICOM outputs name the model and the
             SHA-256 of this file.
         allow_missing_keys: As in every MONAI transform.
@@ -158,7 +158,6 @@ class SaveImageLiked(SaveImaged):
         output_ext: str | None = None,
         dtype: str | np.dtype = "same",
         overwrite: bool = False,
-        output_key: str = "output",
         checkpoint: str | Path | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -170,7 +169,6 @@ class SaveImageLiked(SaveImaged):
         self.output_ext = output_ext
         self.dtype = dtype
         self.overwrite = overwrite
-        self.output_key = output_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write ``data[key]`` for every key.
@@ -193,14 +191,11 @@ class SaveImageLiked(SaveImaged):
         if image.shape[0] != 1:
             raise ScanFileError(f"{name}: the image to save has {image.shape[0]} channels; expected 1.")
         source = None if str(name).startswith(SYNTHETIC) else Path(name)
-        given = item.get(self.output_key)
-        if given:
+        if given := item.get(OUTPUT):
             path = Path(given)
         else:
             path = default_output_path(name, self.output_dir, self.output_postfix, self.output_ext)
         make_folder_of(path)
-        overwrite = bool(item.get("overwrite", self.overwrite))
-        check_output(path, source, overwrite)
         affine = image.affine if isinstance(image, MetaTensor) else meta["original_affine"]
         clipped = write_volume(
             path,
@@ -209,7 +204,7 @@ class SaveImageLiked(SaveImaged):
             affine=np.asarray(affine, np.float64),
             dtype=self.dtype,
             series=meta.get("series") or None,
-            overwrite=overwrite,
+            overwrite=bool(item.get("overwrite", self.overwrite)),
             derivation=self._derivation(path),
         )
         logger.info("wrote %s", path)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adl_monai.data.formats import OUTPUT_SUFFIXES, output_format, scan_format, scan_suffix
 from adl_monai.errors import OutputError
+from adl_monai.files import size_of
 
 _OURS = re.compile(r"IM_\d{4,}\.dcm")
 _TAKEN = "another process wrote this output meanwhile; it was left as it is."
@@ -60,7 +61,8 @@ def check_output(path: Path, source: Path | None = None, overwrite: bool = False
         raise OutputError(f"{path}: this file exists; choose another name or allow overwriting (--overwrite).")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: its folder does not exist or is not writable; make it, or choose another.")
-    _check_room_for(path, source)
+    if source is not None:  # compression is rarely better than twice as good
+        check_room(path, size_of(source) // 2)
 
 
 @contextmanager
@@ -180,14 +182,6 @@ def _check_old_folder(path: Path, overwrite: bool) -> None:
             f"{path}: this folder holds other things than a denoised DICOM series (IM_0001.dcm, ...), which replacing "
             "it would erase; name a new folder."
         )
-
-
-def _check_room_for(path: Path, source: Path | None) -> None:
-    """Refuse where not even half of the source's bytes are free: compression is rarely that much better."""
-    if source is None or not source.exists():
-        return
-    files = [child for child in source.iterdir() if child.is_file()] if source.is_dir() else [source]
-    check_room(path, sum(file.stat().st_size for file in files) // 2)
 
 
 def check_room(path: Path, needed: int) -> None:

@@ -7,25 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from typing import Any
 
 from adl_monai.data.raw_voxels import Box, lengths
 
 
-class _OneThread:
+class _OneThread(AbstractContextManager):
     """A thread with at most one call under way; leaving the ``with`` block waits for that call and ends the thread."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[Any] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def wait(self) -> Any:
@@ -79,6 +74,8 @@ class ReadAhead(_OneThread):
 class WriteBehind(_OneThread):
     """Writes what it is given in its own thread, in the order given, once what was given before is written.
 
+    Before the block ends, `wait` tells whether the last writing went well.
+
     Args:
         write: Takes a box and what belongs there; the caller must not change that afterwards.
     """
@@ -91,7 +88,3 @@ class WriteBehind(_OneThread):
         """Have a box written; raises what the writing of the one before raised."""
         self.wait()
         self._pending = self._thread.submit(self._write, box, values)
-
-    def close(self) -> None:
-        """Wait until all is written; raises what the last writing raised."""
-        self.wait()

@@ -1,4 +1,4 @@
-"""Which scans are results of denoising others: the one rule for whoever searches folders."""
+"""Which scans are results of denoising others: the rules for whoever searches folders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 from adl_monai.data.dicom.header import read_headers
 from adl_monai.data.dicom.parse import is_dicom_file
-from adl_monai.data.formats import scan_stem
+from adl_monai.data.formats import scan_stem, scan_suffix
 from adl_monai.errors import ScanFileError
+from adl_monai.files import named_path
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,22 @@ def _was_made_here(folder: Path) -> bool:
     return made
 
 
-def tell_left_out(folder: Path, results: Sequence[Path]) -> None:
-    """Warn of results of an earlier run that a search of ``folder`` leaves out, if there are any."""
+def preview_path(output: Path) -> Path:
+    """Where the picture of a result goes."""
+    return output.with_name(f"{output.name.removesuffix(scan_suffix(output))}_preview.png")
+
+
+def without_results(folder: Path, scans: Sequence[Path], earlier: set[Path], outputs: Iterable[Path]) -> list[Path]:
+    """Those of the scans found in a folder that are no results; of those of earlier runs a warning tells.
+
+    Args:
+        folder: That was searched.
+        scans: What was found.
+        earlier: Those that `results_among` names.
+        outputs: Where the results of this run will go, with a picture beside each.
+    """
+    of_this_run = {named_path(made) for output in outputs for made in (output, preview_path(output))}
+    results = [scan for scan in scans if scan in earlier and named_path(scan) not in of_this_run]
     if results:
         logger.warning(
             "%s: %d results of an earlier run are left out (%s%s); name them to denoise them again.",
@@ -70,3 +85,4 @@ def tell_left_out(folder: Path, results: Sequence[Path]) -> None:
             ", ".join(result.name for result in results[:3]),
             ", ..." if len(results) > 3 else "",
         )
+    return [scan for scan in scans if scan not in earlier and named_path(scan) not in of_this_run]

@@ -25,26 +25,22 @@ class CleanAsLabeld(MapTransform):
 
     Args:
         keys: the one image, (C, H, W[, D]).
-        label_key: where the clean image goes.
         allow_missing_keys: skip cases that do not have the image.
     """
 
-    def __init__(
-        self, keys: KeysCollection = "image", label_key: str = "label", allow_missing_keys: bool = False
-    ) -> None:
+    def __init__(self, keys: KeysCollection = "image", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"keys {self.keys} given; a case has one image to become its label.")
-        self.label_key = label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case with a label and a ``"degrade"`` flag."""
         case = dict(data)
         for key in self.key_iterator(case):
-            case["degrade"] = self.label_key not in case
+            case["degrade"] = "label" not in case
             if case["degrade"]:
                 image = convert_to_tensor(case[key], track_meta=isinstance(case[key], MetaTensor))
-                case[self.label_key] = image.clone()
+                case["label"] = image.clone()
         return case
 
 
@@ -57,9 +53,6 @@ class EnsureDepthd(MapTransform, InvertibleTransform):
         keys: images.
         allow_missing_keys: skip keys that a case does not have.
     """
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case with all images in 3D."""

@@ -25,11 +25,10 @@ from adl_monai.data.degradations import Degradation
 from adl_monai.data.formats import scan_format
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.io import read_volume
-from adl_monai.data.monai_io import SYNTHETIC
 from adl_monai.data.nifti.file import peek_header
 from adl_monai.data.training.case_cache import Refusals
 from adl_monai.errors import ModelError, OutputError, UsageError, surfacing_user_errors
-from adl_monai.files import replacing
+from adl_monai.files import SYNTHETIC, replacing
 from adl_monai.manifest import Case, check_pairs, load_manifest
 from adl_monai.quiet import quiet_libraries
 from adl_monai.stages.slices import fitting_axes
@@ -178,9 +177,9 @@ def _checked_axes(cases: Sequence[Case], progress: bool) -> tuple[list[int], lis
     axes, fitting = [], []
     with bar(len(cases), "case", progress, "Checking") as advance:
         for case in cases:
-            if case.image.startswith(SYNTHETIC):
-                axes.append(case.image.split(",")[1].count("x") + 1)  # kind, shape, seed
-                fitting.append(axes[-1])
+            if case.synthetic_axes:
+                axes.append(case.synthetic_axes)
+                fitting.append(case.synthetic_axes)
             else:
                 with refusals.collecting():
                     shape, spacing = _grid(case)

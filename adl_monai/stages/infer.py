@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from adl_monai.data.formats import output_format
 from adl_monai.data.noise_floor import keeps_means
 from adl_monai.errors import UsageError
+from adl_monai.files import size_of
 from adl_monai.stages.one_scan import DenoiserChoice, steps_of
-from adl_monai.stages.outputs import Job, check_again, check_outputs, is_done, plan_jobs, size_of
+from adl_monai.stages.outputs import check_outputs, is_done, plan_jobs
 from adl_monai.stages.pipeline import run_steps
 from adl_monai.stages.shards import Shard
 from adl_monai.stages.tally import InferenceResult, Tally
-
-Outcome = TypeVar("Outcome")
 
 
 def infer(
@@ -104,7 +101,7 @@ def infer(
                 f"{job.output}: DICOM keeps the source's integers; write .nii.gz for {dtype} (-o x.nii.gz)."
             )
     # Shared out before a look at what is there: that changes while other processes work.
-    own = shard.share(jobs, [size_of(job) for job in jobs]) if shard.count > 1 else jobs
+    own = shard.share(jobs, [size_of(job.source) for job in jobs]) if shard.count > 1 else jobs
     left = [
         replace(job, overwrite=overwrite or (resume and os.path.exists(job.output)))
         for job in own
@@ -128,10 +125,7 @@ def infer(
             )
             shard.use_its_cores()
             denoisers.get()  # a wrong model is an error before the first scan
-            steps = steps_of(denoisers, preview, time_series)
-            read = partial(_asking_again, steps.read, preview, resume)
-            whole = partial(_asking_again, steps.whole, preview, resume)
-            run_steps(left, replace(steps, read=read, whole=whole), tally.settle)
+            run_steps(left, steps_of(denoisers, preview, time_series, resume), tally.settle)
         thick = sum(result.sliced for result in tally.results)
         if summarize is not None and model is None and thick:
             summarize(
@@ -144,8 +138,3 @@ def infer(
             summarize(f"{len(own)}{of_all} scans{place}: {tally}")
         tally.raise_failures()
     return tally.results
-
-
-def _asking_again(do: Callable[[Job], Outcome], preview: bool, resume: bool, job: Job) -> Outcome:
-    check_again(job, preview, resume)
-    return do(job)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.monai_io import StrictLoadImaged
 from adl_monai.data.nifti.file import peek_header
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
-from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
+from adl_monai.stages.outputs import Job, check_again
 from adl_monai.stages.pipeline import AT_ONCE, Steps
+from adl_monai.stages.preview import draw_preview, write_preview
 from adl_monai.stages.sizes import fits
 from adl_monai.stages.slices import fitting_axes
 from adl_monai.stages.stream import can_stream, denoise_stream
 from adl_monai.stages.tally import InferenceResult
 from adl_monai.stages.time_series import denoise_time_series, is_time_series
-from adl_monai.stages.unsuited import refuse_label_map, warn_of_content
+from adl_monai.stages.unsuited import refuse_label_map, warn_of_content, warn_of_spacing
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,13 @@ class _Case:
     """What MONAI's transforms pass on: ``image``, then ``pred`` too."""
 
 
-def steps_of(denoisers: DenoiserChoice, preview: bool, time_series: bool) -> Steps[Job, _Case, InferenceResult]:
+def steps_of(
+    denoisers: DenoiserChoice, preview: bool, time_series: bool, resume: bool
+) -> Steps[Job, _Case, InferenceResult]:
     """What ``run_steps`` does with each scan."""
 
     def read(job: Job) -> _Case:
+        check_again(job, preview, resume)
         with _explaining(job):
             refuse_label_map(job.source)
             return _read(denoisers, job)
@@ -122,7 +125,10 @@ def steps_of(denoisers: DenoiserChoice, preview: bool, time_series: bool) -> Ste
         except (AdlError, OSError):  # a bad file: reading it will say so, where the failure of a scan is expected
             return False
 
-    whole = partial(denoise_job, denoisers, preview=preview, time_series=time_series)
+    def whole(job: Job) -> InferenceResult:
+        check_again(job, preview, resume)
+        return denoise_job(denoisers, job, preview, time_series)
+
     return Steps(read, compute, write, whole, crowds)
 
 
@@ -139,7 +145,7 @@ def _streaming(denoisers: DenoiserChoice, job: Job) -> Denoiser | None:
 
 def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
     if (denoiser := _streaming(denoisers, job)) is not None:
-        clipped = denoise_stream(job, denoiser, preview=preview, **_of_the_output(denoisers, job))
+        clipped = denoise_stream(job, denoiser, preview=preview, **_of_the_output(denoisers))
         return InferenceResult(job.source, job.output, clipped, denoiser.spatial_dims == 2)
     return _write(_compute(_read(denoisers, job)), preview)
 
@@ -147,15 +153,14 @@ def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> Inferenc
 def _denoise_time_series(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
     header = peek_header(job.source, time_series=True)
     denoiser = denoisers.fitting(header.shape[:3], header.affine)
-    clipped = denoise_time_series(job, denoiser, preview=preview, **_of_the_output(denoisers, job))
+    clipped = denoise_time_series(job, denoiser, preview=preview, **_of_the_output(denoisers))
     return InferenceResult(job.source, job.output, clipped, denoiser.spatial_dims == 2 and header.shape[2] > 1)
 
 
-def _of_the_output(denoisers: DenoiserChoice, job: Job) -> dict[str, Any]:
+def _of_the_output(denoisers: DenoiserChoice) -> dict[str, Any]:
     """The options that what writes by itself has to know."""
     names = {"strength": "strength", "noise_floor": "noise_floor", "output_dtype": "dtype"}
-    options = {name: denoisers.options[key] for key, name in names.items() if key in denoisers.options}
-    return {**options, "overwrite": job.overwrite}
+    return {name: denoisers.options[key] for key, name in names.items() if key in denoisers.options}
 
 
 def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
@@ -165,17 +170,14 @@ def _read(denoisers: DenoiserChoice, job: Job) -> _Case:
         loaded = denoisers.get().preprocessing(item, end=1)
     else:
         loaded = StrictLoadImaged("image", job.series)(item)
-    denoiser = denoisers.fitting(loaded["image"].shape, loaded["image"].affine.numpy())
-    _warn_of_content(job, loaded["image"], denoisers.options.get("output_dtype", "same"))
+    image: MetaTensor = loaded["image"]
+    denoiser = denoisers.fitting(image.shape, image.affine.numpy())
+    rounded = denoisers.options.get("output_dtype", "same") == "same"
+    warn_of_content(job.source, image.numpy(), rounded and np.dtype(image.meta["stored_dtype"]).kind in "iu")
     case = denoiser.preprocessing(loaded, start=1)
     noisy = case["image"]
     warn_of_spacing(job.source, noisy.affine.numpy(), noisy.ndim - 1)
     return _Case(job, denoiser, case)
-
-
-def _warn_of_content(job: Job, image: MetaTensor, dtype: str) -> None:
-    whole = np.dtype(image.meta["stored_dtype"]).kind in "iu" and dtype == "same"
-    warn_of_content(job.source, image.numpy(), rounded=whole)
 
 
 def _compute(case: _Case) -> _Case:
@@ -190,35 +192,26 @@ def _compute(case: _Case) -> _Case:
 
 
 def _write(case: _Case, preview: bool) -> InferenceResult:
-    picture = _draw(case) if preview else None
+    noisy = case.content["image"]
+    picture = draw_preview(noisy, case.content["pred"], noisy.affine.numpy()) if preview else None
     written = case.denoiser.postprocessing(case.content)
     if picture is not None:  # of a scan that could not be written there is none
         write_preview(case.job.preview, picture)
-    shape = case.content["image"].shape[1:]
+    shape = noisy.shape[1:]
     sliced = case.denoiser.spatial_dims == 2 and len(shape) == 3 and shape[2] > 1
     return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]), sliced)
-
-
-def _draw(case: _Case) -> np.ndarray:
-    noisy = case.content["image"]
-    return draw_preview(noisy, case.content["pred"], noisy.affine.numpy())
 
 
 @contextmanager
 def _explaining(job: Job) -> Iterator[None]:
     """Errors that a user can mend come out as themselves, and a lack of memory in words."""
-    with surfacing_user_errors(), _reporting_memory(job.source):
-        yield
-
-
-@contextmanager
-def _reporting_memory(source: Path) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"not enough memory to denoise {source}, with the smallest tiles too; close other programs, use --device "
-            "cpu, or a machine with more."
-        ) from error
+    with surfacing_user_errors():
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"not enough memory to denoise {job.source}, with the smallest tiles too; close other programs, use "
+                "--device cpu, or a machine with more."
+            ) from error

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
-from adl_monai.data.cases import preview_path, refuse_shared, spelled_alike
+from adl_monai.data.cases import refuse_shared, spelled_alike
 from adl_monai.data.dicom.read import name_series
 from adl_monai.data.formats import OUTPUT_SUFFIXES, find_scans, is_scan, scan_suffix
-from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.monai_io import default_output_path
 from adl_monai.data.output import check_output, make_folder_of
-from adl_monai.data.results import results_among, tell_left_out
+from adl_monai.data.results import preview_path, results_among, without_results
 from adl_monai.errors import OutputError, ScanFileError, UsageError
-from adl_monai.files import named_path, replacing
+from adl_monai.files import SYNTHETIC, files_of, named_path
 from adl_monai.manifest import load_manifest
-
-logger = logging.getLogger(__name__)
-
-USUAL_MM = (0.02, 20.0)
-"""Voxel edges that images of patients have, from micro-CT to thick slices; others are most likely a wrong unit."""
-
-SMALLEST_PICTURE = 256  # pixels high, or little less
 
 OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".nhdr", ".raw", ".npy", ".npz")
 """What people call images in formats that are not written; as the name of a folder most likely a mistake."""
@@ -130,51 +118,10 @@ def is_done(job: Job) -> bool:
     An output gets its name when it is complete, so that none is half-written. What model made it is not asked.
     """
     try:
-        made = [file.stat().st_mtime_ns for file in _files(job.output)]
-        return bool(made) and min(made) >= max((file.stat().st_mtime_ns for file in _files(job.source)), default=0)
+        made = [file.stat().st_mtime_ns for file in files_of(job.output)]
+        return bool(made) and min(made) >= max((file.stat().st_mtime_ns for file in files_of(job.source)), default=0)
     except OSError:  # a name that is too long; or another process replaces a series right now
         return False
-
-
-def size_of(job: Job) -> int:
-    """Bytes of a scan's files."""
-    return sum(file.stat().st_size for file in _files(job.source))
-
-
-def warn_of_spacing(source: Path, affine: np.ndarray, axes: int = 3) -> None:
-    """Log a voxel size that no image of a patient has; ``affine`` is (4, 4), voxel to mm."""
-    spacing = spacing_from_affine(affine)[:axes]
-    if min(spacing) < USUAL_MM[0] or max(spacing) > USUAL_MM[1]:
-        logger.warning(
-            "%s: voxels of %s mm; expected %g to %g mm. Check the spacing and units in its header; they are kept.",
-            source,
-            " x ".join(f"{edge:g}" for edge in spacing),
-            *USUAL_MM,
-        )
-
-
-def draw_preview(noisy: Tensor, denoised: Tensor, affine: np.ndarray) -> np.ndarray:
-    """Noisy, denoised and the amplified residual side by side as 8-bit greys; small slices are enlarged.
-
-    Args:
-        noisy: (1, H, W[, D]), about [0, 1].
-        denoised: Same shape.
-        affine: (4, 4) voxel to RAS+ mm, which tells what is up.
-    """
-    from adl_monai.engines.preview import preview_row
-
-    row = preview_row(noisy, denoised, affine=affine)[0]
-    enlarge = max(1, SMALLEST_PICTURE // row.shape[0])
-    row = row.repeat_interleave(enlarge, 0).repeat_interleave(enlarge, 1)
-    return np.asarray((row * 255).round().byte())
-
-
-def write_preview(path: Path, picture: np.ndarray) -> None:
-    """Write what ``draw_preview`` gave as a PNG."""
-    from PIL import Image
-
-    with replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def _at_home(path: Path) -> Path:
@@ -193,7 +140,7 @@ def _expand(path: Path) -> list[Path]:
     if path.suffix.lower() == ".json":
         manifest = load_manifest(path)
         cases = (*manifest.training, *manifest.validation, *manifest.test)
-        return list(dict.fromkeys(Path(case.image) for case in cases if not case.image.startswith("synthetic:")))
+        return list(dict.fromkeys(Path(case.image) for case in cases if not case.image.startswith(SYNTHETIC)))
     path = named_path(path)
     if path.is_dir():
         scans = find_scans(path)
@@ -210,13 +157,12 @@ def _jobs_of(path: Path, folder: Path, every_series: bool) -> list[Job]:
     scans = _expand(path)
     top = named_path(path)
     below = {scan: scan.parent.relative_to(top) for scan in scans if path.is_dir() and scan != top}
-    earlier = results_among(below) if below else set()
+    earlier = results_among(below)
     jobs = [Job(scan, default_output_path(scan, folder / below.get(scan, ""))) for scan in scans if scan not in earlier]
     if every_series:
         jobs = [one for job in jobs for one in _each_series(job)]
-    of_this_run = {named_path(made) for job in jobs for made in (job.output, job.preview)}
-    tell_left_out(path, [scan for scan in scans if scan in earlier and named_path(scan) not in of_this_run])
-    return [job for job in jobs if job.source not in below or named_path(job.source) not in of_this_run]
+    kept = without_results(path, list(below), earlier, [job.output for job in jobs])
+    return [job for job in jobs if job.source not in below or job.source in kept]
 
 
 def _each_series(job: Job) -> list[Job]:
@@ -245,12 +191,6 @@ def _is_too_long(job: Job, preview: bool) -> bool:
     except OSError as error:
         return error.errno == errno.ENAMETOOLONG
     return False
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return [child for child in path.iterdir() if child.is_file()]
-    return [path] if path.is_file() else []
 
 
 def _names_output(output: Path, source: Path, given: Path) -> bool:

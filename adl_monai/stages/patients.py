@@ -32,6 +32,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adl_monai.files import files_of
+
 logger = logging.getLogger(__name__)
 
 _BIDS = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
@@ -231,9 +233,9 @@ def _published(scan: Scan) -> str | None:
 def _dicom_patient(scan: Path) -> str | None:
     import pydicom
 
-    from adl_monai.data.dicom.header import discreet
+    from adl_monai.data.dicom.parse import discreet
 
-    for file in sorted(item for item in scan.iterdir() if item.is_file()) if scan.is_dir() else [scan]:
+    for file in sorted(files_of(scan)):
         try:
             with discreet():
                 header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])

@@ -9,14 +9,13 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from adl_monai.errors import ManifestError, OutputError, UsageError
-from adl_monai.files import named_path
+from adl_monai.files import named_path, replacing
 from adl_monai.manifest import Manifest, check_pairs, load_manifest, stays_in
 from adl_monai.manifest_format import SPLITS, listing
 from adl_monai.stages.patients import Scan, name_patients
@@ -204,21 +203,13 @@ def _written(value: str, root: Path) -> str:
 
 def _write(content: dict[str, Any], output: Path, overwrite: bool) -> Manifest:
     """Write under another name, load it back, and only then give it its name."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        manifest = load_manifest(temporary).model_copy(update={"path": output})
-        check_pairs(manifest)
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        try:
+            manifest = load_manifest(temporary).model_copy(update={"path": output})
+            check_pairs(manifest)
+        except ManifestError as error:
+            raise ManifestError(str(error).replace(str(temporary), str(output))) from error
         if output.exists() and not overwrite:
             raise OutputError(f"{output} was written by someone else meanwhile; choose another name.")
-        os.replace(temporary, output)
-    except ManifestError as error:
-        raise ManifestError(str(error).replace(str(temporary), str(output))) from error
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written ({error.strerror or error}); choose another place.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return manifest

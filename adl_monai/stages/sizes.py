@@ -8,8 +8,9 @@ import numpy as np
 
 from adl_monai.data.formats import scan_format
 from adl_monai.data.nifti.file import peek_header
+from adl_monai.files import size_of
 from adl_monai.memory import memory_budget
-from adl_monai.stages.outputs import Job, size_of
+from adl_monai.stages.outputs import Job
 
 _PER_STORED_BYTE = 13  # as for an int16 volume; compressed files are taken for smaller than they are
 _PER_VOXEL_OF_ENSEMBLE = 16  # a mirror image, what came of it, the sum, and gaps between them
@@ -40,5 +41,5 @@ def fits(job: Job, max_memory: int | None = None, scans: int = 1, ensemble: int 
         header = peek_header(job.source)
         needed = memory_needed(header.shape, header.dtype, ensemble)
     else:
-        needed = size_of(job) * _PER_STORED_BYTE
+        needed = size_of(job.source) * _PER_STORED_BYTE
     return needed <= memory_budget(max_memory) / 2 / scans

@@ -29,8 +29,9 @@ from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
 from adl_monai.errors import UsageError
 from adl_monai.inferers.ensemble import Sums
 from adl_monai.inferers.far_values import are_far, are_few, without_far_values
-from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
-from adl_monai.stages.unsuited import warn_of_content
+from adl_monai.stages.outputs import Job
+from adl_monai.stages.preview import draw_preview, write_preview
+from adl_monai.stages.unsuited import warn_of_content, warn_of_spacing
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,6 @@ def denoise_stream(
     strength: float = 1.0,
     noise_floor: str = "auto",
     dtype: str = "same",
-    overwrite: bool = False,
     preview: bool = False,
 ) -> int:
     """Denoise a NIfTI volume of three axes into a NIfTI file without holding it in memory.
@@ -63,7 +63,6 @@ def denoise_stream(
         denoiser: Whose inferer can stream its network.
         strength: As in ``adl_monai.stages.infer.infer``, like the other options.
         dtype: ``same`` or ``float32``.
-        overwrite: Replace an existing output.
         preview: Also write a picture of the middle planes.
 
     Returns:
@@ -79,7 +78,7 @@ def denoise_stream(
             "kept; give it more (--max-memory; half of that is for the scan), or remove the noise floor (--noise-floor "
             "remove)."
         )
-    check_output(job.output, job.source, overwrite)  # before the scan is read through, which may take minutes
+    check_output(job.output, job.source, job.overwrite)  # before the scan is read through, which may take minutes
     with open_nifti_source(job.source, job.output) as source:
         warn_of_spacing(job.source, source.header.affine)
         middle_planes = slice(source.shape[2] // 2, source.shape[2] // 2 + 1)
@@ -90,7 +89,7 @@ def denoise_stream(
         if constant:
             logger.warning("%s is constant and is written unchanged", job.source)
         middle = _MiddlePlane(source.shape) if preview else None
-        with nifti_sink(job.output, job.source, source.header, dtype, overwrite) as sink:
+        with nifti_sink(job.output, job.source, source.header, dtype, job.overwrite) as sink:
             if constant:
                 _copy(source, sink)
             else:
@@ -149,7 +148,7 @@ def _run(
 
         with torch.inference_mode():
             denoiser.inferer.stream(read_for_network, write, source.shape, denoiser.network, sums, (lowest, highest))
-        behind.close()
+        behind.wait()
     return total / math.prod(source.shape)
 
 

@@ -24,8 +24,9 @@ from adl_monai.data.normalization import normalize, robust_range
 from adl_monai.data.output import check_output
 from adl_monai.errors import OutputError
 from adl_monai.stages.arrays import denoise
-from adl_monai.stages.outputs import Job, draw_preview, warn_of_spacing, write_preview
-from adl_monai.stages.unsuited import warn_of_content
+from adl_monai.stages.outputs import Job
+from adl_monai.stages.preview import draw_preview, write_preview
+from adl_monai.stages.unsuited import warn_of_content, warn_of_spacing
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ def denoise_time_series(
     strength: float = 1.0,
     noise_floor: str = "auto",
     dtype: str = "same",
-    overwrite: bool = False,
     preview: bool = False,
 ) -> int:
     """Denoise each volume of a NIfTI file of four axes into a file like it.
@@ -57,7 +57,6 @@ def denoise_time_series(
         strength: As in ``adl_monai.stages.infer.infer``, like the other options.
         noise_floor: For each volume; ``auto`` warns once.
         dtype: ``same`` or ``float32``.
-        overwrite: Replace an existing output.
         preview: Also write a picture of the middle volume.
 
     Returns:
@@ -68,7 +67,7 @@ def denoise_time_series(
     """
     if output_format(job.output) != "nifti":
         raise OutputError(f"{job.output}: a time series is written as NIfTI alone; name a .nii.gz file (-o).")
-    check_output(job.output, job.source, overwrite)  # before the file is read through, which may take minutes
+    check_output(job.output, job.source, job.overwrite)  # before the file is read through, which may take minutes
     rows, columns, planes, count = peek_header(job.source, time_series=True).shape
     progress, denoiser = denoiser.inferer.progress, _without_progress(denoiser)
     constant = 0
@@ -76,7 +75,7 @@ def denoise_time_series(
     means = []
     with open_nifti_source(job.source, job.output, time_series=True) as source:
         warn_of_spacing(job.source, source.header.affine)
-        sinking = nifti_sink(job.output, job.source, source.header, dtype, overwrite)
+        sinking = nifti_sink(job.output, job.source, source.header, dtype, job.overwrite)
         with sinking as sink, bar(count, "volume", progress) as advance:
             for index in range(count):
                 box = slice(0, rows), slice(0, columns), slice(index * planes, (index + 1) * planes)

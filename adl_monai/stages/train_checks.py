@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 from adl_monai.compute import DIVISOR
 from adl_monai.errors import AdlError, UsageError
-from adl_monai.manifest import SYNTHETIC_PREFIX, Manifest
+from adl_monai.manifest import Case, Manifest
 from adl_monai.manifest_format import listing
 from adl_monai.stages.run_options import Options
 
@@ -44,7 +44,7 @@ def check_dims(manifest: Manifest, spatial_dims: int) -> None:
         UsageError: Naming them, and the way out.
     """
     cases = (*manifest.training, *manifest.validation)
-    flat = [case.image for case in cases if _is_flat(case.image)] if spatial_dims == 3 else []
+    flat = [case.image for case in cases if _is_flat(case)] if spatial_dims == 3 else []
     if flat:
         way_out = "pass --dims 2 to train a 2D model"
         if len(flat) < len(cases):
@@ -110,16 +110,16 @@ def _check_patches(values: Mapping[str, Any], spatial_dims: int) -> None:
         )
 
 
-def _is_flat(image: str) -> bool:
-    """Whether a scan is 2D, by its header; a scan that cannot be read is refused later, with all the others."""
-    if image.startswith(SYNTHETIC_PREFIX):
-        return image.count("x", image.index("shape=") + 1, image.index(",seed=")) == 1
+def _is_flat(case: Case) -> bool:
+    """Whether an image is 2D, by its header; a scan that cannot be read is refused later, with all the others."""
+    if case.synthetic_axes:
+        return case.synthetic_axes == 2
     from adl_monai.data.dicom.read import locate
     from adl_monai.data.formats import scan_format
     from adl_monai.data.nifti.file import peek_header
     from adl_monai.data.tiff.file import tiff_shape
 
-    path = Path(image)
+    path = Path(case.image)
     kind = scan_format(path)
     try:
         if kind == "nifti":
@@ -134,7 +134,7 @@ def _is_flat(image: str) -> bool:
         import SimpleITK as sitk
 
         reader = sitk.ImageFileReader()
-        reader.SetFileName(image)
+        reader.SetFileName(case.image)
         reader.ReadImageInformation()
         return int(reader.GetDimension()) == 2
     except (AdlError, OSError, RuntimeError):

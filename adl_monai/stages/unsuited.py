@@ -1,4 +1,4 @@
-"""Images that are no scans, or too coarse for what is asked: label maps, phase images, a handful of counts."""
+"""Images that are no scans, or too coarse for what is asked: label maps, phase images, few counts, a wrong unit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from adl_monai.data.formats import scan_format
+from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.nifti.file import peek_header
 from adl_monai.errors import ScanFileError
 
@@ -22,6 +23,9 @@ _EDGE = 128  # voxels, of the part of an image that is looked at
 
 FEW_NUMBERS = 32
 """Different whole numbers below which rounding costs: what is left of the noise is about as small as their steps."""
+
+USUAL_MM = (0.02, 20.0)
+"""Voxel edges that images of patients have, from micro-CT to thick slices; others are most likely a wrong unit."""
 
 
 def refuse_label_map(path: Path) -> None:
@@ -70,14 +74,26 @@ def warn_of_content(path: Path, values: np.ndarray, rounded: bool) -> None:
         )
 
 
+def warn_of_spacing(source: Path, affine: np.ndarray, axes: int = 3) -> None:
+    """Log a voxel size that no image of a patient has; ``affine`` is (4, 4), voxel to mm."""
+    spacing = spacing_from_affine(affine)[:axes]
+    if min(spacing) < USUAL_MM[0] or max(spacing) > USUAL_MM[1]:
+        logger.warning(
+            "%s: voxels of %s mm; expected %g to %g mm. Check the spacing and units in its header; they are kept.",
+            source,
+            " x ".join(f"{edge:g}" for edge in spacing),
+            *USUAL_MM,
+        )
+
+
 def _agreeing_neighbours(values: np.ndarray) -> float:
     """How often a voxel of the object, which is all but the commonest number, has the number of the next one."""
     numbers, counts = np.unique(values, return_counts=True)
     commonest = numbers[counts.argmax()]
     pairs = equal = 0
     for axis in range(values.ndim):
-        first = values[tuple(slice(None, -1) if a == axis else slice(None) for a in range(values.ndim))]
-        second = values[tuple(slice(1, None) if a == axis else slice(None) for a in range(values.ndim))]
+        along = np.moveaxis(values, axis, 0)
+        first, second = along[:-1], along[1:]
         of_object = first != commonest
         pairs += int(np.count_nonzero(of_object))
         equal += int(np.count_nonzero((first == second) & of_object))

@@ -315,5 +315,5 @@ def test_what_a_thread_raises_comes_out() -> None:
         behind(WHOLE, 2)
     with pytest.raises(OSError, match="no room"), WriteBehind(fail) as behind:  # noqa: PT012
         behind(WHOLE, 1)
-        behind.close()
+        behind.wait()
     assert set(threading.enumerate()) == threads

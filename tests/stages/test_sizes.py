@@ -48,8 +48,8 @@ def test_a_large_scan_of_any_format_is_done_alone(tmp_path: Path) -> None:
     scan = Job(Path(get_testdata_file("CT_small.dcm")), tmp_path / "o")
     size = scan.source.stat().st_size
     for max_memory, alone in ((60 * size, True), (100 * size, False)):  # of which half is shared by three
-        assert steps_of(DenoiserChoice(None, max_memory=max_memory), False, False).runs_whole(scan) is alone
+        assert steps_of(DenoiserChoice(None, max_memory=max_memory), False, False, False).runs_whole(scan) is alone
     (tmp_path / "bad.nii").write_bytes(b"no scan")
-    steps = steps_of(DenoiserChoice(None, max_memory=1), False, False)
+    steps = steps_of(DenoiserChoice(None, max_memory=1), False, False, False)
     assert not steps.runs_whole(Job(tmp_path / "bad.nii", tmp_path / "o.nii"))
     assert not steps.runs_whole(Job(tmp_path / "none.dcm", tmp_path / "o"))

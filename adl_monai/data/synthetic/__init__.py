@@ -21,10 +21,10 @@ from adl_monai.data.synthetic.textures import textures
 from adl_monai.data.synthetic.tissue import coarse_tissue, tissue
 from adl_monai.data.volume import Volume
 from adl_monai.errors import UsageError
+from adl_monai.files import SYNTHETIC
 
 __all__ = ["KINDS", "read_synthetic", "synthetic_volume"]
 
-PREFIX = "synthetic:"
 MAX_VOXELS = 512**3
 DEFAULTS = {"kind": "leaves", "shape": "64x64x64", "seed": "0"}
 KINDS: dict[str, Callable[[tuple[int, ...], np.random.Generator], np.ndarray]] = {
@@ -83,10 +83,10 @@ def read_synthetic(spec: str) -> Volume:
     Raises:
         UsageError: For an unknown or repeated field or a value that makes no sense, by name.
     """
-    if not spec.startswith(PREFIX):
-        raise UsageError(f"{spec!r} is not a synthetic volume; expected {PREFIX}kind=leaves,shape=64x64x64,seed=0.")
+    if not spec.startswith(SYNTHETIC):
+        raise UsageError(f"{spec!r} is not a synthetic volume; expected {SYNTHETIC}kind=leaves,shape=64x64x64,seed=0.")
     given: dict[str, str] = {}
-    for field in filter(None, spec.removeprefix(PREFIX).split(",")):
+    for field in filter(None, spec.removeprefix(SYNTHETIC).split(",")):
         name, _, value = (part.strip() for part in field.partition("="))
         if name not in DEFAULTS or name in given or not value:
             raise UsageError(
