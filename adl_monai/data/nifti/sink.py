@@ -6,7 +6,6 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from gzip import GzipFile
 from pathlib import Path
 from typing import IO, Protocol
@@ -31,10 +30,11 @@ class NiftiSink:
         clipped: Number of voxels so far that did not fit the type and were saturated.
     """
 
-    def __init__(self, header: Header, store: _Store) -> None:
+    def __init__(self, header: Header, choose: Callable[[Box], _Store]) -> None:
         self.clipped = 0
         self._header = header
-        self._store = store
+        self._choose = choose
+        self._store: _Store | None = None  # the first box tells
         self._written = 0
 
     def write(self, box: Box, values: np.ndarray) -> None:
@@ -47,6 +47,8 @@ class NiftiSink:
         """
         if values.shape != lengths(box):
             raise ValueError(f"values of shape {values.shape} given for a box of {lengths(box)}.")
+        if self._store is None:
+            self._store = self._choose(box)
         header = self._header
         for part, planes in slabs(box):
             stored, clipped = quantise(values[:, :, planes], header.dtype, header.slope, header.inter)
@@ -54,15 +56,16 @@ class NiftiSink:
             self.clipped += clipped
             self._written += stored.size
 
-    def finish(self) -> None:
-        """End the file, after the last box.
+    def finish(self) -> _Store:
+        """End the file, after the last box; returns what holds the voxels.
 
         Raises:
             ValueError: If the voxels written are not as many as the volume has.
         """
-        if self._written != math.prod(self._header.shape):
+        if self._store is None or self._written != math.prod(self._header.shape):
             raise ValueError(f"{self._written} of {math.prod(self._header.shape)} voxels were written.")
         self._store.finish()
+        return self._store
 
 
 @contextmanager
@@ -92,10 +95,10 @@ def nifti_sink(
     check_output(path, source, overwrite)
     header = header_like(header, dtype)
     with publishing(path, overwrite) as temporary:
-        with temporary.open("w+b") as file, _store(file, header, path) as store:
-            sink = NiftiSink(header, store)
+        with temporary.open("w+b") as file, _choice_of_store(file, header, path) as choose:
+            sink = NiftiSink(header, choose)
             yield sink
-            sink.finish()
+            store = sink.finish()
         sync(temporary)
         _compare(temporary, header, store, path)
     report_clipped(sink.clipped, header.dtype, path)
@@ -111,15 +114,23 @@ class _Store(Protocol):
 
 
 @contextmanager
-def _store(file: IO[bytes], header: Header, path: Path) -> Iterator[_Store]:
+def _choice_of_store(file: IO[bytes], header: Header, path: Path) -> Iterator[Callable[[Box], _Store]]:
+    """How voxels are stored, by the first box of them."""
     if not is_gzip(path):
         check_room(path, len(header.raw) + voxel_bytes(header))
         file.write(header.raw)
-        yield _Boxes(file, len(header.raw), header)
-    else:
-        with compressing(file) as stream, ExitStack() as opened:
-            beside = partial(unnamed_file, path, voxel_bytes(header))
-            yield _CompressedAsItComes(stream, header, lambda: opened.enter_context(beside()))
+        yield lambda first: _Boxes(file, len(header.raw), header)
+        return
+    with compressing(file) as stream, ExitStack() as opened:
+
+        def choose(first: Box) -> _Store:
+            # Not the inferer beforehand: it may have to cut planes that it wanted whole, when memory runs out.
+            if lengths(first)[:2] == header.shape[:2] and first[2].start == 0:
+                return _Compressed(stream, header)
+            raw = opened.enter_context(unnamed_file(path, voxel_bytes(header)))
+            return _CompressedLater(stream, raw, header)
+
+        yield choose
 
 
 class _Boxes:
@@ -176,34 +187,6 @@ class _Compressed:
                 checksum = zlib.crc32(piece, checksum)
             check_end(stream, written)
         return checksum == self._checksum
-
-
-class _CompressedAsItComes:
-    """Voxels for a gzip stream, compressed on the way or at the end: the first box tells.
-
-    Not the inferer beforehand: it may have to cut planes that it wanted whole, when memory runs out.
-    """
-
-    def __init__(self, stream: GzipFile, header: Header, make_file: Callable[[], IO[bytes]]) -> None:
-        self._stream, self._header, self._make_file = stream, header, make_file
-        self._chosen: _Compressed | _CompressedLater | None = None
-
-    def put(self, box: Box, stored: np.ndarray) -> None:
-        if self._chosen is None:
-            whole = lengths(box)[:2] == self._header.shape[:2] and box[2].start == 0
-            self._chosen = (
-                _Compressed(self._stream, self._header)
-                if whole
-                else _CompressedLater(self._stream, self._make_file(), self._header)
-            )
-        self._chosen.put(box, stored)
-
-    def finish(self) -> None:
-        if self._chosen is not None:
-            self._chosen.finish()
-
-    def is_in(self, written: Path) -> bool:
-        return self._chosen is not None and self._chosen.is_in(written)
 
 
 class _CompressedLater:
