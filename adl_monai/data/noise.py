@@ -30,8 +30,7 @@ def add_rician(clean: torch.Tensor, sigma: float, generator: torch.Generator) ->
     A magnitude is never negative, so a negative clean value counts as no signal; there the mean is
     ``sigma·sqrt(pi/2)``.
     """
-    real = clean.clamp(min=0) + sigma * _normal(clean, generator)
-    return torch.hypot(real, sigma * _normal(clean, generator))
+    return _magnitude(clean, lambda: sigma * _normal(clean, generator))
 
 
 def add_poisson(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
@@ -77,8 +76,7 @@ def add_correlated(clean: torch.Tensor, sigma: float, generator: torch.Generator
 def add_correlated_rician(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
     """Magnitude MRI after such filters: Rician noise whose two channels are correlated, with one spectrum."""
     transfer = correlating_filter(clean.shape[1:], generator)
-    real = clean.clamp(min=0) + sigma * _filtered(clean, transfer, generator)
-    return torch.hypot(real, sigma * _filtered(clean, transfer, generator))
+    return _magnitude(clean, lambda: sigma * _filtered(clean, transfer, generator))
 
 
 def add_nonstationary(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
@@ -100,8 +98,7 @@ def add_nonstationary_rician(clean: torch.Tensor, sigma: float, generator: torch
     """Magnitude MRI with such noise in both of its channels, as parallel imaging leaves it (g-factor)."""
     transfer = random_transfer(clean.shape[1:], generator)
     level = sigma * level_map(clean.shape[1:], generator).to(clean.device)
-    real = clean.clamp(min=0) + level * _filtered(clean, transfer, generator)
-    return torch.hypot(real, level * _filtered(clean, transfer, generator))
+    return _magnitude(clean, lambda: level * _filtered(clean, transfer, generator))
 
 
 KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = {
@@ -115,6 +112,12 @@ KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]]
     "nonstationary": add_nonstationary,
     "nonstationary_rician": add_nonstationary_rician,
 }
+
+
+def _magnitude(clean: torch.Tensor, noise: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Of a signal that is never negative, with noise in its real and in its imaginary channel."""
+    real = clean.clamp(min=0) + noise()
+    return torch.hypot(real, noise())
 
 
 def _normal(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

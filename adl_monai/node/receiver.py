@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from pydicom.pixels import get_decoder
 from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from adl_monai.data.derivation import names_this_tool
 from adl_monai.data.dicom.parse import discreet, parse
+from adl_monai.data.dicom.pixels import has_decoder
 from adl_monai.errors import UsageError
 from adl_monai.node.arrivals import STALE, Arrivals
 from adl_monai.node.network import silent_pynetdicom
@@ -60,7 +60,7 @@ class _RefusedError(Exception):
 def transfer_syntaxes() -> list[str]:
     """Those that can be decoded here: a sender that is refused one may offer another."""
     plain = (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
-    return [str(syntax) for syntax in AllTransferSyntaxes if syntax in plain or _is_decoded(syntax)]
+    return [str(syntax) for syntax in AllTransferSyntaxes if syntax in plain or has_decoder(syntax)]
 
 
 class Receiver:
@@ -125,16 +125,13 @@ class Receiver:
         except _RefusedError as refused:
             _say_once(visit, logging.WARNING, f"an image was refused (status 0x{refused.status:04X}): {refused}")
             return refused.status
-        except OSError as error:
-            self._count_missing(visit, self.spool.name(str(event.request.AffectedSOPInstanceUID)))
-            reason = f"the spool cannot be written ({error.strerror})"
-            _say_once(visit, logging.ERROR, f"an image was refused (status 0xA700): {reason}")
-            return OUT_OF_RESOURCES
         except Exception as error:
             self._count_missing(visit, self.spool.name(str(event.request.AffectedSOPInstanceUID)))
-            reason = f"unexpected {type(error).__name__}"
-            _say_once(visit, logging.ERROR, f"an image was refused (status 0xC000): {reason}")
-            return CANNOT_UNDERSTAND
+            status, reason = CANNOT_UNDERSTAND, f"unexpected {type(error).__name__}"
+            if isinstance(error, OSError):
+                status, reason = OUT_OF_RESOURCES, f"the spool cannot be written ({error.strerror})"
+            _say_once(visit, logging.ERROR, f"an image was refused (status 0x{status:04X}): {reason}")
+            return status
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -222,13 +219,6 @@ def _say_once(visit: _Visit, level: int, line: str) -> None:
     visit.said[line] += 1
     if visit.said[line] == 1:
         logger.log(level, line)
-
-
-def _is_decoded(syntax: Any) -> bool:
-    try:
-        return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
-        return False
 
 
 def _on_rejected(event: Any) -> None:

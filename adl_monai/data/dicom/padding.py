@@ -6,8 +6,6 @@ what fills a part of the plane; single pixels of that value among others are noi
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 _SOLID = 5
@@ -30,15 +28,10 @@ def padded_pixels(stored: np.ndarray, low: int, high: int) -> np.ndarray | None:
 
 def _near_blocks(mask: np.ndarray) -> np.ndarray:
     """Pixels in solid blocks, or so near to one that a region's tips are in; what is outside the plane is solid."""
-    reach = _SOLID // 2
-    blocks = _windows(np.pad(mask, 2 * reach, constant_values=True), _SOLID, np.logical_and)  # by their centres
-    return _windows(np.pad(blocks, reach), 4 * reach + 1, np.logical_or)
+    from scipy.ndimage import maximum_filter, minimum_filter
 
-
-def _windows(mask: np.ndarray, width: int, combine: np.ufunc) -> np.ndarray:
-    """All or any of each square window that fits."""
-    for axis in (0, 1):
-        count = mask.shape[axis] - width + 1
-        parts = [mask[start : start + count] if axis == 0 else mask[:, start : start + count] for start in range(width)]
-        mask = functools.reduce(combine, parts)
-    return mask
+    reach = 2 * (_SOLID // 2)
+    padded = np.pad(mask, reach, constant_values=True)
+    blocks = minimum_filter(padded, _SOLID, mode="constant", cval=0)  # by their centres
+    near: np.ndarray = maximum_filter(blocks, 2 * reach + 1, mode="constant", cval=0)
+    return near[reach:-reach, reach:-reach]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import UID
 
 from adl_monai.data.dicom.header import SliceHeader
 from adl_monai.data.dicom.padding import padded_pixels
@@ -63,6 +64,14 @@ class PixelReader:
         return self._dataset
 
 
+def has_decoder(syntax: UID) -> bool:
+    """Whether pixels in a transfer syntax can be decoded here."""
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
 def _require_bytes(dataset: pydicom.Dataset, header: SliceHeader) -> None:
     needed = header.frames * header.rows * header.columns * (int(dataset.BitsAllocated) // 8)
     held, compressed = len(dataset.get("PixelData", b"")), dataset.file_meta.TransferSyntaxUID.is_compressed
@@ -76,11 +85,7 @@ def _require_bytes(dataset: pydicom.Dataset, header: SliceHeader) -> None:
 
 def _require_decoder(dataset: pydicom.Dataset, header: SliceHeader) -> None:
     syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        missing = not get_decoder(syntax).is_available
-    except NotImplementedError:
-        missing = True
-    if missing:
+    if not has_decoder(syntax):
         raise ScanFileError(
             f"{header.path}: no decoder for {syntax.name} is installed; install one (pip install python-gdcm), or "
             "decompress the file first."

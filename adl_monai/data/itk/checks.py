@@ -108,15 +108,11 @@ def _check_raw(path: Path, source: Path, start: int, claimed: int) -> None:
         raise ScanFileError(f"{path}: the header claims {claimed} bytes of voxels, the file holds {held}; cut short.")
 
 
-def _check_expansion(path: Path, source: Path, claimed: int) -> None:
+def _check_stream(path: Path, source: Path, start: int, claimed: int) -> None:
+    """Inflate a zlib or gzip stream to its end, which compares its checksum, keeping nothing."""
     held = source.stat().st_size
     if claimed > held * _MOST_EXPANSION:
         raise ScanFileError(f"{path}: the header claims {claimed} bytes of voxels, but the file has {held} bytes.")
-
-
-def _check_stream(path: Path, source: Path, start: int, claimed: int) -> None:
-    """Inflate a zlib or gzip stream to its end, which compares its checksum, keeping nothing."""
-    _check_expansion(path, source, claimed)
     inflater, length = zlib.decompressobj(zlib.MAX_WBITS | 32), 0
     try:
         with source.open("rb") as file:
