@@ -11,11 +11,6 @@ from adl_monai.networks.blocks import ContentEnhancer, ResidualBlock, Transforme
 GROUP = ("group", {"num_groups": 4})
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_residual_block_changes_channels_and_size(spatial_dims: int, stride: int) -> None:

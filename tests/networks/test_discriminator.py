@@ -8,11 +8,6 @@ from adl_monai.networks import EfficientUNetDiscriminator
 SMALL = (4, 6, 8, 10)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(("spatial_dims", "parameters"), [(2, 988_750), (3, 2_862_118)])
 def test_paper_preset(spatial_dims: int, parameters: int) -> None:
     discriminator = EfficientUNetDiscriminator(spatial_dims)

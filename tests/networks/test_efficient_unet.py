@@ -13,11 +13,6 @@ GROUP = ("group", {"num_groups": 4})
 SIZES = (16, 24, 8)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def image(spatial_dims: int, channels: int = 1, batch: int = 2) -> Tensor:
     return torch.rand(batch, channels, *SIZES[:spatial_dims], generator=torch.Generator().manual_seed(1))
 

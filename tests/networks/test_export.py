@@ -12,11 +12,6 @@ SMALL = (4, 6, 8, 10)
 SIZES = (16, 24, 8)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def image(spatial_dims: int, batch: int = 1) -> Tensor:
     return torch.rand(batch, 1, *SIZES[:spatial_dims], generator=torch.Generator().manual_seed(1))
 
