@@ -18,8 +18,12 @@ _OURS = re.compile(r"IM_\d{4,}\.dcm")
 _TAKEN = "another process wrote this output meanwhile; it was left as it is."
 
 
-def make_folder_of(output: Path) -> None:
+def make_folder_of(output: Path, other: str = "another -o (--output_dir in MONAI's runner)") -> None:
     """Make the folder that an output goes into.
+
+    Args:
+        output: A file or folder.
+        other: What to choose where that cannot be.
 
     Raises:
         OutputError: If it cannot be made.
@@ -27,10 +31,7 @@ def make_folder_of(output: Path) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"folder {output.parent} cannot be made ({error.strerror}); choose another -o (--output_dir in "
-            "MONAI's runner)."
-        ) from error
+        raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose {other}.") from error
 
 
 def check_output(path: Path, source: Path | None = None, overwrite: bool = False) -> None:

@@ -26,6 +26,7 @@ from adl_monai.data.formats import scan_format
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.io import read_volume
 from adl_monai.data.nifti.file import peek_header
+from adl_monai.data.output import make_folder_of
 from adl_monai.data.training.case_cache import Refusals
 from adl_monai.errors import ModelError, OutputError, UsageError, surfacing_user_errors
 from adl_monai.files import SYNTHETIC, replacing
@@ -226,10 +227,7 @@ def _write(output: Path, table: Path, head: dict[str, Any], rows: Sequence[dict[
         for row in rows
     ]
     text = json.dumps({**head, "rows": finite}, indent=2, allow_nan=False)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose another -o.") from error
+    make_folder_of(output, "another -o")
     with replacing(output) as json_file, replacing(table) as csv_file:
         json_file.write_text(text + "\n", encoding="utf-8")
         with csv_file.open("w", newline="", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from typing import Any
 from adl_monai.bundle import find_bundle, inference_overrides, load_weights, network_definition
 from adl_monai.bundle_of_a_run import metadata_of_a_run
 from adl_monai.bundle_values import read_metadata
+from adl_monai.data.output import make_folder_of
 from adl_monai.errors import OutputError, UsageError
 from adl_monai.quiet import quiet_libraries
 
@@ -52,10 +53,7 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
 
     load_weights(root)  # refused here, in words
     spatial_dims = network_definition(root)["spatial_dims"]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"folder {output.parent} cannot be made ({error.strerror}); choose another -o.") from error
+    make_folder_of(output, "another -o")
     options = _onnx_options(spatial_dims) if kind == "onnx" else {}
     try:
         with TemporaryDirectory(prefix=".tmp.", dir=output.parent) as folder, quiet_libraries(), _quiet_onnx():
