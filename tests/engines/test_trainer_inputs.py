@@ -104,3 +104,15 @@ def test_patches_too_small_for_bfloat16_are_refused() -> None:
     trainer.precision = "bf16"
     with pytest.raises(UsageError, match="wrong gradients for patches"):
         trainer.run()
+
+
+@pytest.mark.parametrize("phases", [ONLY_DISCRIMINATOR, ONLY_ADVERSARIAL])
+def test_every_forward_is_in_the_precision_asked_for_and_losses_are_not(phases: PhaseSchedule) -> None:
+    trainer = build(phases)
+    trainer.precision = "bf16"
+    dtypes = set()
+    for network in (trainer.network, trainer.discriminator):
+        network.encoder.encode1.conv1.register_forward_hook(lambda _, __, features: dtypes.add(features.dtype))
+    trainer.run()
+    assert dtypes == {torch.bfloat16}
+    assert trainer.state.output["loss"].dtype == torch.float32
