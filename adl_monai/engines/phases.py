@@ -57,7 +57,7 @@ class PhaseSchedule:
         share = self.discriminator * max_epochs
         last_discriminator = last_denoiser + (max(1, round(share)) if share > 0 else 0)
         too_short = self.denoiser + self.discriminator < 1 and last_discriminator >= max_epochs
-        if epoch <= last_denoiser or (too_short and last_denoiser > 0):
+        if epoch <= last_denoiser or too_short:
             return Phase.DENOISER
         if epoch <= last_discriminator:
             return Phase.DISCRIMINATOR

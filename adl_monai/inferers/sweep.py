@@ -103,7 +103,7 @@ class Sweep:
             noisy = self._read(column, read, shape, start, stop)
             self.stream.piece = max(1, self.voxels // (area * noisy.shape[0]))
             recent = noisy if recent is None else torch.cat([recent, noisy], 2)
-            recent = recent[:, :, -(CELL + planes) :]
+            recent = recent[:, :, -CELL:]  # what the last cell is filled from, at most
             if stop == length:
                 noisy = torch.cat([noisy, self._mirrored(recent, length, padded)], 2)
             for first in range(0, noisy.shape[2], self.stream.piece):

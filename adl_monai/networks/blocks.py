@@ -178,7 +178,7 @@ class ContentEnhancer(Recomputable):
     """Features of the noisy image from a wide view at full resolution (paper, content enhancer).
 
     Two parallel 7³ convolutions, dilation 1 and 4 → joined → norm → act → 3³ conv → norm; plus a 1³ conv of the
-    image; sum → act. Each parallel convolution has half the output channels. It sees 27 voxels each way.
+    image; sum → act. Each parallel convolution has half the output channels. What it sees is 27 voxels wide.
 
     Args:
         spatial_dims: 2 or 3.

@@ -78,6 +78,19 @@ def test_wide_kernels_move_by_the_learning_rate_whatever_the_gradient() -> None:
         assert 0.7 * 0.002 < kernel.detach().square().mean().sqrt() < 1.3 * 0.002
 
 
+def test_the_momentum_looks_ahead() -> None:
+    kernel = torch.nn.Parameter(torch.zeros(16, 8, 3, 3))
+    optimizer = Muon([kernel], lr=0.01, momentum=0.5)
+    momentum, expected = torch.zeros_like(kernel), torch.zeros_like(kernel)
+    for grad in torch.randn(3, *kernel.shape, generator=torch.Generator().manual_seed(3)):
+        kernel.grad = grad.clone()
+        optimizer.step()
+        momentum = 0.5 * momentum + grad
+        ahead = (grad + 0.5 * momentum).flatten(1)
+        expected += orthogonalised([ahead], [-0.2 * 72**0.5 * 0.01])[0].view_as(expected)
+    torch.testing.assert_close(kernel.detach(), expected)
+
+
 def test_a_step_from_a_checkpoint_is_the_same_step() -> None:
     def network() -> torch.nn.Module:
         torch.manual_seed(3)

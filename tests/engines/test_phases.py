@@ -26,6 +26,9 @@ def test_a_run_too_short_for_phase_three_trains_the_denoiser_throughout() -> Non
     schedule = PhaseSchedule(0.85, 0.05)
     assert {schedule.phase(epoch, 8) for epoch in range(1, 9)} == {Phase.DENOISER}
     assert schedule.phase(10, 10) is Phase.ADVERSARIAL
+    # Before: where phase 1 rounds to no epoch, the discriminator alone was trained, and a random denoiser shipped.
+    assert PhaseSchedule(0.34, 0.33).phase(1, 1) is Phase.DENOISER
+    assert PhaseSchedule(0.34, 0.66).phase(1, 1) is Phase.DISCRIMINATOR, "no phase 3 was asked for"
 
 
 def test_a_whole_run_of_phase_one() -> None:

@@ -26,10 +26,12 @@ class Scaled(nn.Module):
 
 
 class Ramp(Scaled):
-    """Adds a ramp along the first axis: no mirror symmetry along that one."""
+    """Adds a ramp along each axis: no mirror symmetry along any."""
 
     def forward(self, image: Tensor) -> Tensor:
-        return image + self.factor * torch.linspace(-1, 1, image.shape[2]).view(-1, *[1] * (image.ndim - 3))
+        for axis, size in enumerate(image.shape[2:], start=3):
+            image = image + self.factor * torch.linspace(-1, 1, size).view(-1, *[1] * (image.ndim - axis))
+        return image
 
 
 def teacher(folder: Path, *factors: float, kind: type[Scaled] = Scaled, spatial_dims: int = 3, share: float = 1.0):

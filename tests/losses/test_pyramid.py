@@ -104,7 +104,10 @@ def test_autocast_changes_nothing() -> None:
         inside = PyramidalTexturalLoss()(denoised, clean)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, PyramidalTexturalLoss()(denoised, clean))
-    assert PyramidalTexturalLoss()(denoised.bfloat16(), clean).dtype == torch.float32
+    coarse = [one.bfloat16() for one in (denoised, clean)]
+    rounded = PyramidalTexturalLoss()(*coarse)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, PyramidalTexturalLoss()(*(one.float() for one in coarse)))
 
 
 def test_what_is_kept_between_calls_can_be_trained_with() -> None:

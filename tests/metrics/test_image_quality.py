@@ -66,6 +66,9 @@ def test_ssim_far_from_zero() -> None:
         use_sample_covariance=False,
     )
     np.testing.assert_allclose(ssim(denoised, clean, 1.0), [expected], atol=1e-4)
+    # Beside an image that lies elsewhere, too.
+    batch = [torch.cat([image, image - 3000]) for image in (denoised, clean)]
+    np.testing.assert_allclose(ssim(*batch, 1.0)[0], expected, atol=1e-4)
 
 
 def test_ssim_is_monais() -> None:

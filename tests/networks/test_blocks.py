@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from adl_monai.networks.backbone import DecoderStage
 from adl_monai.networks.blocks import ContentEnhancer, ResidualBlock, TransformerHead, conv, norm_layer
 
 GROUP = ("group", {"num_groups": 4})
@@ -27,6 +28,17 @@ def test_residual_block_is_the_figure() -> None:
     hidden = block.norm2(block.conv2(torch.where(hidden > 0, hidden, 0.1 * hidden)))
     total = hidden + torch.nn.functional.conv2d(features, block.shortcut.weight)
     torch.testing.assert_close(block(features), torch.where(total > 0, total, 0.1 * total))
+
+
+def test_content_enhancer_is_the_figure() -> None:
+    enhancer = ContentEnhancer(2, 1, 4)
+    noisy = torch.randn(2, 1, 8, 8)
+    near = nn.functional.conv2d(noisy, enhancer.near.weight, padding=3)
+    far = nn.functional.conv2d(noisy, enhancer.far.weight, padding=12, dilation=4)
+    hidden = enhancer.norm1(torch.cat([near, far], 1)).relu()
+    hidden = enhancer.norm2(nn.functional.conv2d(hidden, enhancer.join.weight, padding=1))
+    shortcut = nn.functional.conv2d(noisy, enhancer.shortcut.weight)
+    torch.testing.assert_close(enhancer(noisy), (hidden + shortcut).relu())
 
 
 @pytest.mark.parametrize("unit", [ResidualBlock(2, 4, 4), ContentEnhancer(2, 1, 4)])
@@ -90,6 +102,15 @@ def test_deep_stack_without_norm_neither_dies_nor_explodes() -> None:
         features = torch.rand(1, 16, 16, 16)
         grown = stack(features).square().mean() / features.square().mean()
         assert 0.2 < grown < 20
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_signals_keep_their_size_where_channels_change_without_norm(spatial_dims: int) -> None:
+    features = torch.randn(1, 64, *(16,) * spatial_dims).relu()
+    for unit in (ResidualBlock(spatial_dims, 64, 48, norm=None), ContentEnhancer(spatial_dims, 64, 48, norm=None)):
+        assert 0.5 < unit(features).square().mean() / features.square().mean() < 2
+    upsample = DecoderStage(spatial_dims, 64, 1, 48, norm=None, act="relu").upsample
+    assert 0.7 < upsample(features).square().mean() / features.square().mean() < 1.4
 
 
 def test_narrow_heads_without_norm_start_alive() -> None:

@@ -103,6 +103,8 @@ def test_residual_is_subtracted_in_float32() -> None:
     noisy = 1000 + image(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(denoiser(noisy), noisy)  # bfloat16 would round to steps of 4
+    noise = torch.full_like(noisy, 0.75).bfloat16()
+    assert torch.equal(denoiser.finish(noisy.bfloat16(), noise), noisy.bfloat16().float() - 0.75)
 
 
 @pytest.mark.parametrize("head", ["sigmoid", "residual"])

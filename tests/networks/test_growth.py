@@ -27,7 +27,10 @@ def test_it_computes_the_same(spatial_dims: int, enhancer: bool, norm: str | Non
             for name, value in narrow.state_dict().items():
                 if "norm" in name and value.is_floating_point():
                     value.uniform_(0.5, 1.5)
-    wide.load_state_dict(grown_weights(narrow.state_dict(), wide))
+    fresh = {name: value.clone() for name, value in wide.state_dict().items()}
+    state = grown_weights(narrow.state_dict(), wide)
+    assert all(torch.equal(value, fresh[name]) for name, value in wide.state_dict().items()), "the network was changed"
+    wide.load_state_dict(state)
     noisy = torch.rand(1, 1, *(16,) * spatial_dims)
     with torch.no_grad():
         for before, after in zip(narrow(noisy), wide(noisy), strict=True):
