@@ -92,8 +92,9 @@ def test_affine_is_in_mm_whatever_the_unit(nifti: Builder, tmp_path: Path, units
     assert inflated(tmp_path / "copy.nii") == inflated(path)
 
 
-def test_2d_file_without_a_third_voxel_length_has_a_usable_affine(nifti: Builder) -> None:
-    path = nifti(random_voxels(shape=(6, 5)), fields={"srow_x": [0.5, 0, 0, 1], "srow_z": [0, 0, 0, 2]})
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1)])
+def test_one_slice_without_a_third_voxel_length_has_a_usable_affine(nifti: Builder, shape: tuple[int, ...]) -> None:
+    path = nifti(random_voxels(shape=shape), fields={"srow_x": [0.5, 0, 0, 1], "srow_z": [0, 0, 0, 2]})
     affine = read_nifti(path).affine
     assert np.allclose(affine[:3, 2], [0, 0, 1])
 

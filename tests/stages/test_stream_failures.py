@@ -59,11 +59,16 @@ def test_what_the_disk_did_not_keep_is_noticed(
 
     def damage(path: Path) -> None:
         raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
+        raw[place] ^= 1
         path.write_bytes(raw)
 
     monkeypatch.setattr("adl_monai.data.nifti.sink.sync", damage)
-    for suffix, words in ((".nii", "differs in voxels"), (".nii.gz", "cannot be read back")):
+    in_description = 150
+    for suffix, place, words in (
+        (".nii", -1, "differs in voxels"),
+        (".nii", in_description, "differs in header"),
+        (".nii.gz", -1, "cannot be read back"),
+    ):
         with pytest.raises(OutputError, match=words):
             infer([source], tmp_path / "out" / f"o{suffix}", model=model, max_memory=0)
     assert not list((tmp_path / "out").iterdir())
