@@ -283,6 +283,27 @@ def test_padding_is_put_back(tmp_path: Path) -> None:
     assert {pydicom.dcmread(path).PixelPaddingValue for path in files_of(tmp_path / "out")} == {-2000}
 
 
+def test_an_old_series_is_back_where_the_new_one_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_series(tmp_path / "in", EVEN)
+    write_like(tmp_path / "in", tmp_path / "out")
+    before = [path.read_bytes() for path in files_of(tmp_path / "out")]
+    rename, failed = Path.rename, []
+
+    def fail_once(self: Path, target: Path) -> Path:
+        if target == tmp_path / "out" and not failed:
+            failed.append(self)
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_like(tmp_path / "in", tmp_path / "out", overwrite=True)
+    assert [path.read_bytes() for path in files_of(tmp_path / "out")] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
 def test_copies_of_a_slice_give_one(tmp_path: Path) -> None:
     build_series(tmp_path / "in", EVEN)
     (tmp_path / "in" / "copy.dcm").write_bytes((tmp_path / "in" / "002.dcm").read_bytes())
