@@ -106,6 +106,12 @@ def test_a_kind_with_a_least_level_is_never_fainter_and_no_other_is_changed():
     assert min(levels["gaussian"]) < 0.001
 
 
+def test_a_least_level_below_the_range_does_not_widen_it():
+    transform = RandDegraded(sigma_range=(0.05, 0.1), least_sigma={"gaussian": 0.01}, record=True)
+    transform.set_random_state(seed=0)
+    assert min(transform({"image": torch.zeros(1, 2, 2)})["degradation"]["sigma"] for _ in range(100)) >= 0.05
+
+
 def test_a_least_level_above_the_range_is_refused_where_the_kind_is_drawn():
     with pytest.raises(UsageError, match="highest level"):
         RandDegraded(sigma_range=(0.0, 0.01), least_sigma={"gaussian": 0.05})

@@ -117,6 +117,13 @@ def test_radiographs_keep_their_stored_values_and_lie_at_the_origin(caplog: pyte
     assert "placed at the origin" in caplog.text
 
 
+def test_the_size_of_a_radiograph_s_pixels_is_that_in_the_patient(tmp_path: Path) -> None:
+    """PixelSpacing, where it is given beside that at the detector; between rows first."""
+    nowhere = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+    path = build_dicom(tmp_path / "dx.dcm", np.eye(6, 5, dtype=np.uint16), ImagerPixelSpacing=[1.5, 1.0], **nowhere)
+    assert read_dicom(path).spacing == (0.5, 0.75)
+
+
 @pytest.mark.parametrize(
     "name, word",
     [
@@ -191,6 +198,11 @@ def test_exact_copies_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     again = read_dicom(tmp_path)
     assert np.array_equal(again.array, whole.array)
     assert "1 exact copies" in caplog.text
+    rescaled = pydicom.dcmread(paths[2])
+    rescaled.RescaleIntercept = 0
+    rescaled.save_as(tmp_path / "copy.dcm")
+    with pytest.raises(SeriesGeometryError, match="differ but lie at one place"):
+        read_dicom(tmp_path)
 
 
 def shifted(index: int, step: list[float]) -> list[float]:
@@ -393,6 +405,8 @@ def test_a_series_of_one_slice_is_2d(tmp_path: Path) -> None:
     assert np.array_equal(volume.array, read_dicom(path).array)
     assert np.allclose(volume.affine[:3, 3], [10, -20, 7])
     assert np.allclose(volume.affine[2, 2], 2.5)  # SliceThickness
+    overlapping = build_dicom(tmp_path / "other" / "a.dcm", np.eye(6, 5, dtype=np.uint16), SpacingBetweenSlices=-1.25)
+    assert np.allclose(read_dicom(overlapping).affine[2, 2], 1.25)
     shutil.copy(path, tmp_path / "copy.dcm")
     assert read_dicom(tmp_path).array.shape == (5, 6)
 

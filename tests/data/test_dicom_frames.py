@@ -148,6 +148,22 @@ def test_a_modality_lut_is_applied(tmp_path: Path) -> None:
     assert read_dicom(path).array.T.tolist() == [[10, 10, 10], [2000, 65535, 65535]]
 
 
+def test_numbers_of_a_modality_lut_that_do_not_fit_16_bits(tmp_path: Path) -> None:
+    """PS3.3 C.11.1.1: 2^16 entries are written as 0, and a negative first one often as unsigned."""
+    stored = np.array([[-5, -4], [-3, -2]], np.int16)
+    unsigned = lut(-4, [10, 2000, 65535])
+    unsigned[0].add_new("LUTDescriptor", "US", [3, 2**16 - 4, 16])
+    assert read_dicom(build_dicom(tmp_path / "a.dcm", stored, ModalityLUTSequence=unsigned)).array.T.tolist() == [
+        [10, 10], [2000, 65535],
+    ]  # fmt: skip
+    full = lut(0, [0])
+    full[0].add_new("LUTDescriptor", "US", [0, 0, 16])
+    full[0].add_new("LUTData", "OW", np.arange(2**16, dtype="<u2")[::-1].tobytes())
+    stored = np.array([[0, 1], [2, 65535]], np.uint16)
+    path = build_dicom(tmp_path / "b.dcm", stored, ModalityLUTSequence=full)
+    assert read_dicom(path).array.T.tolist() == [[65535, 65534], [65533, 0]]
+
+
 def test_a_bad_modality_lut_is_refused(tmp_path: Path) -> None:
     stored = np.zeros((6, 5), np.int16)
     short = lut(0, [1, 2, 3])

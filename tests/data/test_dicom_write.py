@@ -17,6 +17,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from adl_monai.data.derivation import Derivation
+from adl_monai.data.dicom.derive import set_pixels
 from adl_monai.data.dicom.private import KEPT
 from adl_monai.data.dicom.read import read_dicom
 from adl_monai.data.io import read_volume, write_volume
@@ -26,6 +27,7 @@ from adl_monai.version import __version__
 from tests.dicom_tools import dump, findings, inconsistencies, require_tool
 
 from .conftest import build_dicom, build_enhanced, build_series
+from .test_dicom_frames import lut
 
 EVEN = [0.0, 2.5, 5.0, 7.5]
 MODEL = Derivation("adl3d", "5a" * 32)
@@ -213,6 +215,13 @@ def test_what_is_kept_appended_and_dropped(tmp_path: Path) -> None:
     assert "Digital Signatures" not in text
 
 
+def test_the_source_s_smallest_value_goes_where_the_new_one_does_not_fit_its_16_bits() -> None:
+    dataset = pydicom.Dataset()
+    dataset.add_new("SmallestImagePixelValue", "US", 7)
+    set_pixels(dataset, [np.array([[70_000, 80_000]], np.uint32)])
+    assert "SmallestImagePixelValue" not in dataset
+
+
 def test_nothing_is_claimed_that_the_source_does_not_say(tmp_path: Path) -> None:
     source, derived = header_of(tmp_path, RescaleSlope=None, RescaleIntercept=None, SeriesNumber=None)
     assert derived.SeriesNumber == 1000
@@ -274,6 +283,27 @@ def test_padding_is_put_back(tmp_path: Path) -> None:
     assert {pydicom.dcmread(path).PixelPaddingValue for path in files_of(tmp_path / "out")} == {-2000}
 
 
+def test_an_old_series_is_back_where_the_new_one_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_series(tmp_path / "in", EVEN)
+    write_like(tmp_path / "in", tmp_path / "out")
+    before = [path.read_bytes() for path in files_of(tmp_path / "out")]
+    rename, failed = Path.rename, []
+
+    def fail_once(self: Path, target: Path) -> Path:
+        if target == tmp_path / "out" and not failed:
+            failed.append(self)
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_like(tmp_path / "in", tmp_path / "out", overwrite=True)
+    assert [path.read_bytes() for path in files_of(tmp_path / "out")] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
 def test_copies_of_a_slice_give_one(tmp_path: Path) -> None:
     build_series(tmp_path / "in", EVEN)
     (tmp_path / "in" / "copy.dcm").write_bytes((tmp_path / "in" / "002.dcm").read_bytes())
@@ -309,10 +339,26 @@ def test_a_multi_frame_file_gives_one(tmp_path: Path, slopes: list[float] | None
         assert made.SourceImageSequence[0].ReferencedFrameNumber == index + 1
         assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == original.SOPInstanceUID
         assert made.DerivationDescription.startswith("Denoised with adl_monai")
+    (study,) = derived.SourceImageEvidenceSequence
+    (series,) = study.ReferencedSeriesSequence
+    assert study.StudyInstanceUID == original.StudyInstanceUID
+    assert series.SeriesInstanceUID == original.SeriesInstanceUID != derived.SeriesInstanceUID
+    assert [image.ReferencedSOPInstanceUID for image in series.ReferencedSOPSequence] == [original.SOPInstanceUID]
     kinds = derived.SharedFunctionalGroupsSequence[0].CTImageFrameTypeSequence[0].FrameType
     assert list(kinds)[:2] == ["DERIVED", "PRIMARY"]
     new = findings(tmp_path / "out.dcm") - before
     assert not new, "\n".join(sorted(new))
+
+
+def test_the_parts_of_a_concatenation_stay_together(tmp_path: Path) -> None:
+    for number in (1, 2):
+        planes, heights = [np.full((6, 5), number, np.uint16)] * 2, [5 * number, 5 * number + 2.5]
+        build_enhanced(
+            tmp_path / "in" / f"{number}.dcm", planes, heights, ConcatenationUID="1.2.3", InConcatenationNumber=number
+        )
+    write_like(tmp_path / "in", tmp_path / "out")
+    (found,) = {pydicom.dcmread(path).ConcatenationUID for path in files_of(tmp_path / "out")}
+    assert found != "1.2.3"
 
 
 @pytest.mark.parametrize("place", ["shared", "frame"])
@@ -341,6 +387,16 @@ def test_a_modality_lut_becomes_plain_values(tmp_path: Path) -> None:
     assert (derived.RescaleSlope, derived.RescaleIntercept, derived.RescaleType) == (1, 0, "US")
     assert (derived.BitsAllocated, derived.BitsStored, derived.HighBit, derived.PixelRepresentation) == (16, 16, 15, 0)
     assert np.array_equal(derived.pixel_array, pydicom.pixels.apply_modality_lut(original.pixel_array, original))
+
+
+def test_padding_that_a_modality_lut_maps_is_no_padding_value_any_more(tmp_path: Path) -> None:
+    stored = np.arange(30, dtype=np.uint16).reshape(6, 5)
+    source = build_dicom(
+        tmp_path / "in.dcm", stored, PixelPaddingValue=0, ModalityLUTSequence=lut(0, list(range(100, 130)))
+    )
+    write_like(source, tmp_path / "out.dcm")
+    assert "PixelPaddingValue" not in pydicom.dcmread(tmp_path / "out.dcm")
+    assert np.array_equal(read_dicom(tmp_path / "out.dcm").array, read_dicom(source).array)
 
 
 def test_a_big_endian_source_is_turned_round_entirely(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_each_case_is_prepared_once_for_all_runs(data, notes, tmp_path):
             assert {key: cache[index][key] for key in ("name", "pair")} == {"name": "a", "pair": False}
 
 
-def test_what_changed_is_prepared_anew(data, notes, tmp_path):
+def test_what_changed_is_prepared_anew(data, notes, tmp_path, monkeypatch):
     def run(cases=data, **settings):
         notes.write_text("")
         DiskCache(tmp_path / "cache", cases, Compose([Prepare(notes, **settings)]))
@@ -84,6 +84,9 @@ def test_what_changed_is_prepared_anew(data, notes, tmp_path):
     assert run() == ["2.raw"]
     assert run(cases=[{**data[0], "label": data[1]["image"]}]) == ["0.raw"]
     assert run() == []
+    for version in ("adl_monai.data.training.disk_cache.__version__", "monai.__version__"):
+        monkeypatch.setattr(version, "0.0.0")
+        assert len(run()) == 3
 
 
 def flip_a_voxel(path):

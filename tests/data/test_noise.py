@@ -204,6 +204,12 @@ def test_nonstationary_noise_follows_its_map_and_in_one_half_of_the_draws_the_si
     assert 0.3 < ((ratios - 1).abs() < 0.01).float().mean() < 0.7
 
 
+def test_nonstationary_noise_is_at_negative_values_what_it_is_at_zero():
+    for seed in range(4):
+        below = add_nonstationary(torch.full((2, 32, 48), -0.5), 0.1, generator(seed)) + 0.5
+        torch.testing.assert_close(below, add_nonstationary(torch.zeros(2, 32, 48), 0.1, generator(seed)))
+
+
 def level_map_of(seed):
     """The map that noise of (C, 32, 48) draws after its spectrum."""
     numbers = generator(seed)

@@ -89,6 +89,15 @@ def test_the_range_of_the_noisy_image_is_not_left() -> None:
     assert kept.max() <= noisy.max()
 
 
+@pytest.mark.parametrize("taken_to", [0.0, 1.0])
+def test_what_is_given_back_does_not_leave_the_range_either(taken_to: float) -> None:
+    """Voxels at the end of the range that nothing was taken from, among others that much was taken from."""
+    noisy = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
+    kept = keep_means(noisy, torch.where(random() > 1, noisy, taken_to), 3)
+    assert kept.min() >= noisy.min()
+    assert kept.max() <= noisy.max()
+
+
 @pytest.mark.parametrize(
     "noise_floor, modality, kept",
     [
@@ -134,6 +143,15 @@ def test_a_noticeable_fall_is_told_in_stored_values(caplog: pytest.LogCaptureFix
         NoiseFloord()({"image": noisy, "pred": noisy - fall * 0.5})
     expected = ["scan.nii: the mean fell from 110 to 109.4"] if said else []
     assert [record.getMessage().split(",")[0] for record in caplog.records] == expected
+
+
+@pytest.mark.parametrize("strength, told", [(0.4, []), (0.6, ["the image: the mean fell from 0.5 to 0.47"])])
+def test_the_fall_that_is_told_is_that_after_the_blend(
+    caplog: pytest.LogCaptureFixture, strength: float, told: list[str]
+) -> None:
+    noisy = torch.full(SHAPE, 0.5)
+    NoiseFloord(strength=strength)({"image": noisy, "pred": noisy - 0.05})
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == told
 
 
 def test_nothing_is_said_of_an_image_without_a_mean(caplog: pytest.LogCaptureFixture) -> None:

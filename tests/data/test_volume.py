@@ -35,6 +35,11 @@ def test_quantise_rounds_instead_of_truncating() -> None:
     assert stored.tolist() == [[2, -2, 0]]
 
 
+def test_quantise_rounds_halves_to_even_so_that_they_shift_no_mean() -> None:
+    stored, _ = quantise(np.array([[-1.5, -0.5, 0.5, 1.5, 2.5]], np.float32), np.dtype(np.int16))
+    assert stored.tolist() == [[-2, 0, 0, 2, 2]]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_results_are_not_written(bad: float) -> None:
     with pytest.raises(OutputError, match="2 of 6"):
@@ -71,6 +76,7 @@ def test_to_float32_is_contiguous_whatever_the_file_order() -> None:
         (np.array([[2**24 + 2]], np.int64), 1.0, True),
         (np.array([[2**31 - 1]], np.uint32), 1.0, True),
         (np.array([[30000]], np.int16), 1.0, False),
+        (np.array([[30000]], np.int16), -1.0, False),
         (np.array([[2**24 + 2]], np.int64), 0.5, True),
         (np.array([[1e30]], np.float64), 1.0, False),
         (np.array([[1e6, 1e6 + 1]], np.float64), 1.0, True),

@@ -152,6 +152,22 @@ def test_real_pairs_are_measured_once_and_say_that_nothing_was_added(tmp_path: P
     assert json.loads((tmp_path / "deep/er/metrics.json").read_text())["rows"] == rows
 
 
+def test_rows_name_the_cases_and_the_noise_that_was_measured(tmp_path: Path, identity_model: Model) -> None:
+    output, model = tmp_path / "metrics.json", identity_model(3)
+    clean = scan(tmp_path / "clean.nii")
+    pairs = [{"image": scan(tmp_path / f"{noise}.nii", noise), "label": clean} for noise in (5, 20)]
+    rows = evaluate(manifest_of(tmp_path, *pairs), output, model=model)
+    assert [Path(row["case"]).name for row in rows] == ["5.nii", "20.nii", "mean"]
+    assert rows[0]["psnr_noisy"] > rows[1]["psnr_noisy"] + 5
+    path = manifest_of(tmp_path, DEEP)
+    levels = [
+        evaluate(path, output, model=model, overwrite=True, **options)[0]["psnr_noisy"]
+        for options in ({"seed": 1}, {"seed": 2}, {"seed": 1, "noise": "speckle"}, {"seed": 1})
+    ]
+    assert levels[0] == levels[3]
+    assert len(set(levels)) == 3
+
+
 def test_an_ensemble_is_measured_and_named(tmp_path: Path) -> None:
     path, output = manifest_of(tmp_path, FLAT), tmp_path / "metrics.json"
     alone, together = (evaluate(path, output, ensemble=count, overwrite=True)[-1] for count in (1, 4))

@@ -277,6 +277,9 @@ class TestShards:
         shares = [Shard(rank, 2).share("abcdef", [1, 1, 1, 5, 1, 1]) for rank in range(2)]
         assert shares == [["d"], ["a", "b", "c", "e", "f"]]
 
+    def test_scans_of_no_size_are_dealt_out_too(self) -> None:
+        assert [Shard(rank, 2).share("abcd", [0] * 4) for rank in range(2)] == [["a", "c"], ["b", "d"]]
+
     def test_more_processes_than_scans(self, tmp_path: Path, identity_model: Model) -> None:
         write_scans(tmp_path / "in", 1)
         told: list[str] = []

@@ -170,6 +170,18 @@ def test_a_fall_of_the_mean_is_told_once(
     assert all("--noise-floor keep" in line for line in said)
 
 
+def test_the_fall_of_a_time_series_is_that_of_all_its_volumes(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in(monkeypatch)
+    monkeypatch.setattr("tests.streaming.brighter", lambda values: values.mul(0.5))
+    volume = np.arange(6 * 7 * 8, dtype=np.float32).reshape(6, 7, 8)  # of mean 167.5
+    nib.save(nib.Nifti1Image(np.stack([volume, 3 * volume], axis=-1), np.eye(4)), tmp_path / "scan.nii")
+    with caplog.at_level(logging.WARNING):
+        infer([tmp_path / "scan.nii"], tmp_path / "out.nii", model=identity_model(3), time_series=True)
+    assert "scan.nii: the mean fell from 335 to" in caplog.text
+
+
 def test_a_time_series_is_kept_volume_by_volume(
     tmp_path: Path, identity_model: Model, rng: np.random.Generator
 ) -> None:

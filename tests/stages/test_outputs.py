@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from adl_monai.errors import OutputError
 from adl_monai.stages.infer import infer
-from adl_monai.stages.outputs import plan_jobs
+from adl_monai.stages.outputs import plan_jobs, warn_of_spacing
 
 Model = Callable[..., Path]
 
@@ -97,6 +98,14 @@ def test_a_folder_may_have_dots(here: Path) -> None:
     assert job.output == here / "results.v2" / "a_denoised.nii"
 
 
+def test_a_manifest_stands_for_the_images_of_all_its_splits(here: Path) -> None:
+    splits = ("training", "validation", "test")
+    for name in splits:
+        write_scan(here / f"{name}.nii")
+    (here / "m.json").write_text(json.dumps({name: [{"image": f"{name}.nii"}] for name in splits}))
+    assert [job.source.stem for job in plan_jobs([here / "m.json"], None)] == list(splits)
+
+
 def test_results_of_an_earlier_run_are_no_scans(
     here: Path, identity_model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,6 +118,12 @@ def test_results_of_an_earlier_run_are_no_scans(
     assert "a_denoised.nii, a_denoised_preview.png" in caplog.text
     (job,) = plan_jobs([here / "in" / "a_denoised.nii"], here / "out")
     assert job.output.name == "a_denoised_denoised.nii"
+
+
+def test_an_odd_voxel_size_is_told_along_the_axes_that_an_image_has(caplog: pytest.LogCaptureFixture) -> None:
+    for axes in (2, 3):
+        warn_of_spacing(Path(f"{axes}d"), np.diag([1.0, 1.0, 50.0, 1.0]), axes)
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == ["3d: voxels of 1 x 1 x 50 mm"]
 
 
 class TestPictures:

@@ -186,12 +186,12 @@ def test_sources_side_by_side_are_patients_and_single_files_are_one_source(tmp_p
 
 
 def test_a_dicom_series_is_one_scan_of_its_patient_and_the_id_is_not_stored(tmp_path: Path) -> None:
-    for name, patient_id in (("a", "HOSP-4711"), ("b", "HOSP-4711"), ("c", "HOSP-4712")):
+    for name, patient_id in (("a", "HOSP-4711"), ("b", "HOSP-4711"), ("c", "HOSP-4712"), ("d", " HOSP-4711 ")):
         save_series(tmp_path / "data" / name, patient_id)
     output = tmp_path / "m.json"
     manifest = prepare([tmp_path / "data"], output, split=(0.5, 0.5, 0))
     groups = names_by_patient(manifest)
-    assert sorted(map(sorted, groups.values())) == [["a", "b"], ["c"]]
+    assert sorted(map(sorted, groups.values())) == [["a", "b", "d"], ["c"]]
     for patient in groups:
         assert str(patient).startswith("dcm-")
         assert len(str(patient)) == 16
@@ -212,6 +212,15 @@ def test_a_dicom_series_without_an_id_goes_by_its_name(tmp_path: Path) -> None:
     save_series(tmp_path / "data" / "p5_ct", "")
     manifest = prepare([tmp_path / "data"], tmp_path / "m.json")
     assert names_by_patient(manifest) == {"p5": {"p5_ct"}}
+
+
+def test_a_scan_beside_series_of_two_people_is_given_to_neither(tmp_path: Path) -> None:
+    save_series(tmp_path / "data/p1/ct", "ID1")
+    save_series(tmp_path / "data/p1/mr", "ID2")
+    save(tmp_path / "data/p1/t1.nii")
+    groups = names_by_patient(prepare([tmp_path / "data"], tmp_path / "m.json"))
+    assert groups.pop("p1") == {"t1.nii"}
+    assert sorted(map(sorted, groups.values())) == [["ct"], ["mr"]]
 
 
 # Who goes where

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,18 @@ def test_what_the_disk_did_not_keep_is_noticed(
     source = build_nifti(tmp_path / "scan.nii", voxels("int16"))
     model = identity_model(3)
 
-    def damage(path: Path) -> None:
+    def damage(place: int, path: Path) -> None:
         raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
+        raw[place] ^= 1
         path.write_bytes(raw)
 
-    monkeypatch.setattr("adl_monai.data.nifti.sink.sync", damage)
-    for suffix, words in ((".nii", "differs in voxels"), (".nii.gz", "cannot be read back")):
+    in_description = 150
+    for suffix, place, words in (
+        (".nii", -1, "differs in voxels"),
+        (".nii", in_description, "differs in header"),
+        (".nii.gz", -1, "cannot be read back"),
+    ):
+        monkeypatch.setattr("adl_monai.data.nifti.sink.sync", partial(damage, place))
         with pytest.raises(OutputError, match=words):
             infer([source], tmp_path / "out" / f"o{suffix}", model=model, max_memory=0)
     assert not list((tmp_path / "out").iterdir())

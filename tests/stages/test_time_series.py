@@ -112,6 +112,19 @@ def test_constant_volumes_stay_and_are_counted(
     assert "1 of 4 volumes are constant" in caplog.text
 
 
+def test_the_picture_is_that_of_the_middle_volume(
+    tmp_path: Path, identity_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    stored, pictures = series_of("int16"), []
+    for name, volumes in (("all", stored), ("third", stored[..., 2])):
+        source = build_nifti(tmp_path / f"{name}.nii", volumes, oblique_affine())
+        infer([source], tmp_path / f"{name}_out.nii", model=identity_model(3), time_series=True, preview=True)
+        pictures.append(np.asarray(Image.open(tmp_path / f"{name}_out_preview.png")))
+    assert pictures[0].std() > 0
+    np.testing.assert_array_equal(*pictures)
+
+
 def test_series_and_volumes_of_one_folder(tmp_path: Path, identity_model: Model) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()

@@ -36,6 +36,8 @@ def test_labels_are_told_from_scans(caplog: pytest.LogCaptureFixture, rng: np.ra
     assert "as in a label map" in said_of(label_map(), caplog)
     assert "as in a label map" in said_of(label_map() > 0, caplog)
     assert "as in a label map" in said_of(label_map()[:, :, 15], caplog)
+    in_the_middle = np.pad(label_map(), ((180, 180), (0, 0), (0, 0)))
+    assert "as in a label map" in said_of(in_the_middle, caplog)
     scan = nib.load(Path(nib.__file__).parent / "tests/data/anatomical.nii").get_fdata()
     assert said_of(scan, caplog) == ""
     assert said_of(np.kron(rng.integers(0, 999, (20, 20, 20)), np.ones((2, 2, 2))), caplog) == ""  # enlarged

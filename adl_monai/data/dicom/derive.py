@@ -101,8 +101,8 @@ def derive(source: Dataset, header: SliceHeader, series: DerivedSeries) -> Datas
 def set_pixels(dataset: Dataset, planes: Sequence[np.ndarray]) -> None:
     """Set the stored values, one (rows, columns) array a frame, uncompressed and little-endian."""
     stored = np.stack(planes)
-    data = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
-    dataset.add_new(Tag("PixelData"), "OB" if stored.dtype.itemsize == 1 else "OW", data + b"\0" * (len(data) % 2))
+    data = stored.astype(stored.dtype.newbyteorder("<")).tobytes()  # pydicom makes an odd number of bytes even
+    dataset.add_new(Tag("PixelData"), "OB" if stored.dtype.itemsize == 1 else "OW", data)
     for keyword, value in (("SmallestImagePixelValue", stored.min()), ("LargestImagePixelValue", stored.max())):
         if keyword in dataset:
             del dataset[keyword]
