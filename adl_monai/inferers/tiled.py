@@ -26,6 +26,7 @@ from adl_monai.memory import memory_budget
 
 logger = logging.getLogger(__name__)
 
+
 class TiledInferer(Inferer):
     """Pads by reflection, runs the network, crops back.
 
