@@ -52,8 +52,8 @@ def warn_of_pairs(pairs: Sequence[PairIntensities]) -> None:
     """
     if swapped := [pair for pair in pairs if pair.swapped]:
         logger.warning(
-            "in %d of %d pairs the clean scan looks noisier than the noisy one, such as %s. In a manifest, image is the "
-            "noisy scan and label the clean one; for prepare, check that --noisy and --clean are not swapped.",
+            "in %d of %d pairs the clean scan looks noisier than the noisy one, such as %s. In a manifest, image is "
+            "the noisy scan and label the clean one; for prepare, check that --noisy and --clean are not swapped.",
             len(swapped),
             len(pairs),
             swapped[0].name,
