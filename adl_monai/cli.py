@@ -217,7 +217,7 @@ def train(
         overrides={**dict(settings), **overrides},
     )
     if not context["quiet"] and result.main_process:
-        best = "" if result.best_epoch is None else f", best epoch {result.best_epoch}"
+        best = "" if result.best_epoch is None else f", best epoch {result.best_epoch} with psnr {result.best_psnr:.4f}"
         figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
         say(f"{result.bundle} ({result.epochs} epochs{best}{'; at the end ' if figures else ''}{figures})")
 

@@ -103,7 +103,8 @@ def load_cases(
 def check_pairs(manifest: Manifest) -> None:
     """Read every noisy/clean pair and hold its two scans to one grid.
 
-    The affines may differ by rounding (``adl_monai.data.geometry.same_affine``).
+    The affines may differ by rounding (``adl_monai.data.geometry.same_affine``). Pairs whose intensities do not go
+    together are warned of (``adl_monai.data.pair_intensities``).
 
     Raises:
         ManifestError: For pairs that differ in shape or affine; all of them in one message.
@@ -241,8 +242,9 @@ def _check_grids(path: Path, cases: Sequence[Case]) -> None:
         return
     from adl_monai.data.geometry import same_affine
     from adl_monai.data.io import read_volume  # not at the top: it needs the imaging libraries, a manifest does not
+    from adl_monai.data.pair_intensities import compare_pair, warn_of_pairs
 
-    differing = []
+    differing, compared = [], []
     for image, label in pairs:
         noisy, clean = read_volume(Path(image)), read_volume(Path(label))
         if noisy.array.shape != clean.array.shape:
@@ -251,8 +253,11 @@ def _check_grids(path: Path, cases: Sequence[Case]) -> None:
             differing.append(
                 f"{image} and {label} (affines apart by up to {abs(noisy.affine - clean.affine).max():.3g})"
             )
+        elif found := compare_pair(image, noisy.without_padding(), clean.without_padding()):
+            compared.append(found)
     if differing:
         raise ManifestError(
             f"{path}: {len(differing)} noisy/clean pairs do not lie on one voxel grid: {listing(differing)}. Expected "
             f"the same shape and affine; resample one of the two, or drop the pair."
         )
+    warn_of_pairs(compared)

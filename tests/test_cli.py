@@ -222,10 +222,10 @@ def test_train_evaluate_infer_export_and_info_work_together(manifest: Path, tmp_
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = run("train", str(manifest), "-o", "run", *SETTINGS, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    # The closing line names the best epoch, and the figures of the last one as such.
+    # The closing line names the best epoch and its figure, and those of the last one as such.
     log = re.findall(r"epoch (\d)/3 .*, psnr ([\d.]+)", (tmp_path / "run" / "train.log").read_text())
-    best = max(log, key=lambda line: float(line[1]))[0]
-    assert f"(3 epochs, best epoch {best}; at the end psnr {log[-1][1]}" in done.stdout
+    best, figure = max(log, key=lambda line: float(line[1]))
+    assert f"(3 epochs, best epoch {best} with psnr {figure}; at the end psnr {log[-1][1]}" in done.stdout
     assert done.stderr == "", "quiet when piped"
 
     done = run("evaluate", str(manifest), "--model", "run", "--sigma", "0.05", "--sigma", "0.1", cwd=tmp_path)

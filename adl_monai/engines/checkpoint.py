@@ -120,8 +120,9 @@ class CheckpointHandler:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             if is_out_of_memory(error):
                 raise
+            reason = " ".join(str(error).split())[:200]  # torch's first line names the class alone
             raise ModelError(
-                f"{path} does not fit this run ({str(error).splitlines()[0][:200]}); resume with the options that the "
+                f"{path} does not fit this run ({reason}); resume with the options that the "
                 "run was started with, or start a new run in another folder."
             ) from error
         engine.state.epoch = state["epoch"]

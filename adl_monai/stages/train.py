@@ -26,7 +26,9 @@ from adl_monai.quiet import quiet_libraries
 from adl_monai.stages.run_folder import RunFolder, refuse_own_models, restore
 from adl_monai.stages.run_options import record_options, run_options
 from adl_monai.stages.train_checks import check_dims, check_values
+from adl_monai.stages.train_words import warn_of_result, warn_of_validation
 
+VALIDATION = ("validation_noise", "validation_sigma", "noise_kinds", "noise_sigma")
 MODELS = ("init", "hold", "teachers", "network_def")  # what a model given by its name brings
 
 
@@ -38,6 +40,8 @@ class TrainingResult:
     bundle: Path
     epochs: int
     best_epoch: int | None
+    best_psnr: float | None
+    """On the validation cases, at the best epoch."""
     metrics: dict[str, float]
     main_process: bool
     """False on all but the first of several processes."""
@@ -134,6 +138,9 @@ def train(
         with surfacing_user_errors(), quiet_libraries(), _naming_refused_values(options.overrides, epochs):
             workflow.initialize()
             trainer, evaluator = workflow.trainer, workflow.evaluator
+            if folder is not None:
+                found = (workflow.parser.get_parsed_content(name) for name in VALIDATION)
+                warn_of_validation(parsed, *found)
             trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: epochs.append(engine.state.epoch))
             if folder is not None:
                 # After the checkpoint handler accepted what is resumed: refused options leave no trace in the folder.
@@ -141,6 +148,10 @@ def train(
                 event = Events.ITERATION_COMPLETED(once=1) if folder.replaces else Events.STARTED
                 trainer.add_event_handler(event, partial(folder.begin, source, workflow.parser, options))
             workflow.run()
+            best = None if evaluator.state.best_metric_epoch == -1 else float(evaluator.state.best_metric)
+            if folder is not None:
+                done = trainer.state.epoch - len(epochs)
+                warn_of_result(trainer.state.epoch, done, best, evaluator.state.metrics.get("psnr_noisy"))
             workflow.finalize()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -155,12 +166,12 @@ def train(
     finally:
         if folder is not None:
             folder.close(workflow.parser.ref_resolver.resolved_content)
-    best = evaluator.state.best_metric_epoch
     return TrainingResult(
         run_dir=run_dir,
         bundle=run_dir / "bundle",
         epochs=trainer.state.epoch,
-        best_epoch=None if best == -1 else best,
+        best_epoch=None if best is None else evaluator.state.best_metric_epoch,
+        best_psnr=best,
         metrics={name: float(value) for name, value in evaluator.state.metrics.items()},
         main_process=main_process,
     )
