@@ -14,7 +14,8 @@ from PIL import Image
 
 from adl_monai.errors import OutputError
 from adl_monai.stages.infer import infer
-from adl_monai.stages.outputs import plan_jobs, warn_of_spacing
+from adl_monai.stages.outputs import plan_jobs
+from adl_monai.stages.unsuited import warn_of_spacing
 
 Model = Callable[..., Path]
 
