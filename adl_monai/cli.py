@@ -203,19 +203,24 @@ def train(
     overrides = {key: value for key, value in {"max_epochs": epochs, **values}.items() if value is not None}
     if device != "auto":
         overrides["device#name"] = device
-    result = run(
-        manifest,
-        run_dir,
-        spatial_dims=int(spatial_dims) if spatial_dims else None,
-        preset=preset,
-        init=init,
-        hold=hold,
-        teachers=teachers,
-        resume=resume,
-        overwrite=overwrite,
-        progress=False if context["quiet"] else None,
-        overrides={**dict(settings), **overrides},
-    )
+    try:
+        result = run(
+            manifest,
+            run_dir,
+            spatial_dims=int(spatial_dims) if spatial_dims else None,
+            preset=preset,
+            init=init,
+            hold=hold,
+            teachers=teachers,
+            resume=resume,
+            overwrite=overwrite,
+            progress=False if context["quiet"] else None,
+            overrides={**dict(settings), **overrides},
+        )
+    except SystemExit:  # by a signal
+        if (run_dir / "checkpoints" / "last.pt").exists():
+            say(f"with --resume, {run_dir} goes on after the last whole epoch", err=True)
+        raise
     if not context["quiet"] and result.main_process:
         best = "" if result.best_epoch is None else f", best epoch {result.best_epoch} with psnr {result.best_psnr:.4f}"
         figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())

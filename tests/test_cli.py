@@ -192,7 +192,7 @@ def test_signals_end_with_their_codes(manifest: Path, tmp_path: Path, number: in
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
-    assert error == "interrupted\n"
+    assert error == f"interrupted\nwith --resume, {tmp_path / 'run'} goes on after the last whole epoch\n"
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 

@@ -132,6 +132,7 @@ class CheckpointHandler:
         if self.evaluator is not None and state["best_epoch"] != -1:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_epoch"]
+        engine.state.start_metric = state.get("start_metric")
         self._saved_best_epoch = state["best_epoch"]
         if self.active and not self.model_path.exists():
             self._write_model_again(state["best_epoch"], state["epoch"])
@@ -187,6 +188,7 @@ class CheckpointHandler:
             "best_metric": float(self.evaluator.state.best_metric)
             if self.evaluator is not None and best != -1
             else None,
+            "start_metric": getattr(engine.state, "start_metric", None),
             "facts": self.facts,
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
         }

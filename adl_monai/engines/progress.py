@@ -50,6 +50,8 @@ class ProgressHandler:
         if self.show:
             total = engine.state.max_epochs * engine.state.epoch_length
             self._bar = tqdm(total=total, unit="it", dynamic_ncols=True, file=sys.stderr, smoothing=0.05)
+        if self.active and getattr(engine.state, "start_metric", None) is not None and self._validated(0):
+            self._tell(f"start{self._metrics()}")
 
     def _start_epoch(self, engine: Workflow) -> None:
         self._patches, self._loss, self._epoch_start = 0, 0.0, time.perf_counter()
@@ -81,8 +83,16 @@ class ProgressHandler:
             f"epoch {engine.state.epoch}/{engine.state.max_epochs} {phase.value if phase is not None else ''}: "
             f"loss {self._loss / max(engine.state.epoch_length, 1):.5f}, {self._rate:.1f} patches/s"
         )
-        if self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch:
-            line += "".join(f", {name} {value:.4f}" for name, value in self.evaluator.state.metrics.items())
+        self._tell(line + (self._metrics() if self._validated(engine.state.epoch) else ""))
+
+    def _validated(self, epoch: int) -> bool:
+        return self.evaluator is not None and self.evaluator.state.epoch == epoch
+
+    def _metrics(self) -> str:
+        assert self.evaluator is not None
+        return "".join(f", {name} {value:.4f}" for name, value in self.evaluator.state.metrics.items())
+
+    def _tell(self, line: str) -> None:
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         logger.info(line)

@@ -151,7 +151,8 @@ def train(
             best = None if evaluator.state.best_metric_epoch == -1 else float(evaluator.state.best_metric)
             if folder is not None:
                 done = trainer.state.epoch - len(epochs)
-                warn_of_result(trainer.state.epoch, done, best, evaluator.state.metrics.get("psnr_noisy"))
+                start = getattr(trainer.state, "start_metric", None)
+                warn_of_result(trainer.state.epoch, done, best, evaluator.state.metrics.get("psnr_noisy"), start)
             workflow.finalize()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -52,7 +52,7 @@ def warn_of_validation(
         )
 
 
-def warn_of_result(epochs: int, done: int, best: float | None, noisy: float | None) -> None:
+def warn_of_result(epochs: int, done: int, best: float | None, noisy: float | None, start: float | None = None) -> None:
     """Warn where nothing was trained, or nothing was won.
 
     Args:
@@ -60,10 +60,18 @@ def warn_of_result(epochs: int, done: int, best: float | None, noisy: float | No
         done: Of them in an earlier part of the run.
         best: PSNR of the best epoch, None where nothing was validated.
         noisy: PSNR of the noisy images.
+        start: PSNR of the model that the run started from, None where there was none.
     """
     if epochs == done:
         logger.warning(
             "the run has had its %d epochs before: nothing was trained. A larger --epochs makes it longer.", epochs
+        )
+    elif best is not None and start is not None and best <= start:
+        logger.warning(
+            "the best epoch (PSNR %.2f dB) is no better than the model that the run started from (%.2f dB): on the "
+            "validation cases, that one is to be preferred. Lower --learning-rate, train longer, or add cases.",
+            best,
+            start,
         )
     elif best is not None and noisy is not None and best <= noisy:
         logger.warning(

@@ -112,6 +112,27 @@ def test_the_last_epoch_is_validated_whatever_the_interval(
     assert found == validated
 
 
+def test_a_run_that_made_its_model_worse_says_so(manifest: Path, tmp_path: Path) -> None:
+    alone = {**TINY, "loss#adversarial": 0.0, "max_epochs": 2}
+    first = train(manifest, tmp_path / "first", overrides={**alone, "patches_per_epoch": 64})
+    run = tmp_path / "run"
+    train(manifest, run, init=tmp_path / "first", overrides={**alone, "max_epochs": 1, "learning_rate": 0.3})
+    log = (run / "train.log").read_text()
+    start = float(re.search(r"start, psnr ([\d.]+)", log)[1])
+    assert start == pytest.approx(first.best_psnr, abs=1e-4)
+    assert f"no better than the model that the run started from ({start:.2f} dB)" in log
+    # Resumed, it remembers; a run that learns is not blamed.
+    longer = train(manifest, run, resume=True, overrides={"max_epochs": 2, "learning_rate": 1e-9})
+    log = (run / "train.log").read_text()
+    assert log.count("start, psnr") == 1
+    assert log.count("no better than the model") == 2
+    assert longer.best_epoch in (1, 2), "the start is no epoch"
+    gentle = {**alone, "learning_rate": 0.002, "patches_per_epoch": 64}
+    better = train(manifest, tmp_path / "better", init=tmp_path / "first", overrides=gentle)
+    assert better.best_psnr > first.best_psnr
+    assert "no better than" not in (tmp_path / "better" / "train.log").read_text()
+
+
 def test_a_models_name_is_none_of_a_file() -> None:
     with pytest.raises(ModelError, match=r"models/model\.pt: models have names"):
         StartHandler("adl3d", [torch.nn.Conv2d(1, 1, 1)])(Engine(lambda *_: None))

@@ -90,13 +90,16 @@ def test_real_pairs_have_their_own_noise(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(
-    ("epochs", "done", "best", "noisy", "words"),
+    ("epochs", "done", "best", "noisy", "start", "words"),
     [
-        (4, 0, 20.1, 20.1, "no better than the noisy images (20.10 dB)"),
-        (4, 0, 18.0, 20.1, "the best epoch (PSNR 18.00 dB)"),
-        (4, 0, 20.2, 20.1, None),
-        (4, 0, None, None, None),
-        (4, 4, 18.0, None, "had its 4 epochs before"),
+        (4, 0, 20.1, 20.1, None, "no better than the noisy images (20.10 dB)"),
+        (4, 0, 18.0, 20.1, None, "the best epoch (PSNR 18.00 dB)"),
+        (4, 0, 20.2, 20.1, None, None),
+        (4, 0, None, None, None, None),
+        (4, 0, 33.75, 20.1, 33.83, "started from (33.83 dB)"),
+        (4, 0, 18.0, 20.1, 18.5, "started from (18.50 dB)"),
+        (4, 0, 33.83, 20.1, 33.75, None),
+        (4, 4, 18.0, None, 19.0, "had its 4 epochs before"),
     ],
 )
 def test_a_result_is_told_by_its_worth(
@@ -105,8 +108,9 @@ def test_a_result_is_told_by_its_worth(
     done: int,
     best: float | None,
     noisy: float | None,
+    start: float | None,
     words: str | None,
 ) -> None:
-    warn_of_result(epochs, done, best, noisy)
+    warn_of_result(epochs, done, best, noisy, start)
     assert len(caplog.messages) == (words is not None)
     assert words is None or words in caplog.messages[0]
