@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import monai.handlers
 from ignite.engine import Engine, Events
 
@@ -30,7 +32,7 @@ class ValidationHandler(monai.handlers.ValidationHandler):
         if self.epoch_level:
             engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_last_and_left_out), self)
 
-    def _validate_start(self, engine: Engine) -> None:
+    def _validate_start(self, engine: Any) -> None:
         if getattr(engine.state, "resumed_from", None) is not None:
             return
         assert self.validator is not None
