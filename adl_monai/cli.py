@@ -78,6 +78,13 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
     help="What lifts the mean: removed in MRI, kept with the means in CT, PET, counts. auto asks DICOM's Modality.",
 )
 @click.option(
+    "--nan-policy",
+    type=click.Choice(["refuse", "keep"]),
+    default="refuse",
+    show_default=True,
+    help="Scans with NaN voxels: refused, or (NIfTI volumes) denoised around them, which stay.",
+)
+@click.option(
     "--series",
     metavar="UID|NUMBER|all",
     help="Which DICOM series to take from a folder that holds several; all for each.",

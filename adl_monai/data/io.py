@@ -14,12 +14,13 @@ from adl_monai.data.dicom.write import plan_dicom
 from adl_monai.data.formats import INPUT_SUFFIXES, output_format, scan_format
 from adl_monai.data.geometry import same_affine
 from adl_monai.data.itk.file import plan_itk, plan_itk_from_affine, read_itk
+from adl_monai.data.missing_voxels import keeps_missing
 from adl_monai.data.nifti.file import plan_nifti, plan_nifti_from_affine, read_nifti
 from adl_monai.data.output import check_output, publishing, sync
 from adl_monai.data.pictures import plan_picture, plan_picture_from_affine, read_picture
 from adl_monai.data.tiff.file import plan_tiff, plan_tiff_from_affine, read_tiff, warn_inverted
-from adl_monai.data.volume import Volume, WritePlan, plain_dtype
-from adl_monai.data.voxels import keeps_type, report_clipped
+from adl_monai.data.volume import Volume, WritePlan, plain_dtype, require_shape
+from adl_monai.data.voxels import count_not_finite, keeps_type, report_clipped
 from adl_monai.errors import AdlError, OutputError, ScanFileError, UsageError
 
 _ITK = (read_itk, plan_itk, plan_itk_from_affine)
@@ -30,15 +31,16 @@ _DOORS: dict[str, tuple[Callable[..., Any], ...]] = {  # how a file is read, wri
 }  # fmt: skip
 
 
-def read_volume(path: Path | str, series: str | None = None) -> Volume:
+def read_volume(path: Path | str, series: str | None = None, nan_policy: str = "refuse") -> Volume:
     """Read a scan: a file of any known format, or a folder that holds one DICOM series.
 
     Args:
         path: The file or folder.
         series: SeriesInstanceUID or SeriesNumber, for a folder of several DICOM series.
+        nan_policy: What becomes of NaN and infinite voxels: ``refuse``, or ``keep`` them as padding, in NIfTI alone.
 
     Raises:
-        UsageError: If there is no such file, or a folder holds no series or several.
+        UsageError: If there is no such file or policy, or a folder holds no series or several.
         ScanFileError: If the file is damaged or of a kind that is not supported.
         SeriesGeometryError: If the slices of a series do not form one volume.
     """
@@ -48,6 +50,8 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
     kind = "dicom" if path.is_dir() else scan_format(path)
     if kind == "dicom":
         return read_dicom(path, series)
+    if kind == "nifti":
+        return read_nifti(path, nan_policy)
     if kind:
         return cast(Volume, _DOORS[kind][0](path))
     pair = " Convert .hdr/.img pairs to .nii.gz." if path.suffix.lower() in (".hdr", ".img") else ""
@@ -64,12 +68,13 @@ def write_volume(
     series: str | None = None,
     overwrite: bool = True,
     derivation: Derivation | None = None,
+    nan_policy: str = "refuse",
 ) -> int:
     """Write values as a denoised copy of a scan, whole or not at all.
 
     In the source's own format (``.nii`` and ``.nii.gz`` are one) its header is carried over; in another format the
     affine is written. The output appears under its name only after it was flushed, read back and found equal to what
-    was meant in shape, affine, type and every voxel. The padding of a DICOM source is put back.
+    was meant in shape, affine, type and every voxel. The padding of a source is put back.
 
     Args:
         path: The file to write; its suffix (`OUTPUT_SUFFIXES`) is the format. Without a suffix, for a DICOM source, the
@@ -82,6 +87,7 @@ def write_volume(
         series: As in `read_volume`, where ``like`` is a folder of several series.
         overwrite: Whether an existing output may be replaced.
         derivation: What made the values, for formats that say so (DICOM).
+        nan_policy: With which the source was read.
 
     Returns:
         The number of voxels that did not fit the type and were saturated (also logged).
@@ -92,7 +98,10 @@ def write_volume(
     path, like = Path(path), None if like is None else Path(like)
     check_output(path, like, overwrite)
     values = np.asarray(array, np.float32)
-    plan = _plan(path, values, like, np.asarray(affine, np.float64), dtype, series, derivation)
+    missing = None
+    if like is not None and keeps_missing(nan_policy) and scan_format(like) == "nifti":
+        values, missing = _put_back(path, values, read_nifti(like, nan_policy))
+    plan = _plan(path, values, like, np.asarray(affine, np.float64), dtype, series, derivation, missing)
     with publishing(path, overwrite) as temporary:
         plan.save(temporary)
         sync(temporary)
@@ -109,11 +118,14 @@ def _plan(
     dtype: str | np.dtype,
     series: str | None,
     derivation: Derivation | None,
+    missing: np.ndarray | None,
 ) -> WritePlan:
     kind = output_format(path)
     if like is not None and scan_format(like) == kind:
         if kind == "dicom":
             plan = plan_dicom(path, array, like, dtype, series, derivation)
+        elif kind == "nifti":
+            plan = plan_nifti(path, array, like, dtype, missing)
         else:
             plan = _DOORS[kind][1](path, array, like, dtype)
         if plan.affine is not None and not same_affine(plan.affine, affine, 1e-3):
@@ -133,6 +145,18 @@ def _plan(
     return cast(WritePlan, _DOORS[kind][2](path, array, affine, dtype))
 
 
+def _put_back(path: Path, array: np.ndarray, source: Volume) -> tuple[np.ndarray, np.ndarray | None]:
+    """An array with the voxels of a NIfTI source that are no numbers, and where these are."""
+    if source.padding is None:
+        return array, None
+    if output_format(path) != "nifti":
+        raise OutputError(f"{path}: NaN voxels are kept in NIfTI alone; name a .nii.gz file (-o).")
+    require_shape(array, source.array.shape, source.path)
+    if broken := count_not_finite(array[~source.padding]):
+        raise OutputError(f"{broken} of {array.size} values to write are NaN or infinite; nothing was written.")
+    return np.where(source.padding, source.array, array), source.padding
+
+
 def _compare(plan: WritePlan, written: Path, path: Path) -> None:
     try:
         found = plan.load(written)
@@ -141,7 +165,7 @@ def _compare(plan: WritePlan, written: Path, path: Path) -> None:
             f"{path}: the file just written cannot be read back; the disk may be full or faulty."
         ) from error
     faults = []
-    if not np.array_equal(found.array, plan.array):
+    if not np.array_equal(found.array, plan.array, equal_nan=True):
         faults.append("voxels")
     if plan.affine is not None and not same_affine(found.affine, plan.affine, 1e-6):
         faults.append("affine")

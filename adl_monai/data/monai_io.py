@@ -37,7 +37,7 @@ class VolumeReader(ImageReader):
     """Reads every format of `adl_monai.data.io.read_volume`, for ``LoadImaged(keys, reader=VolumeReader())``.
 
     The padding of a DICOM image (PixelPaddingValue) comes as the smallest value of the image proper, so that it neither
-    sets the intensity range nor makes an edge; `SaveImageLiked` puts it back.
+    sets the intensity range nor makes an edge; `SaveImageLiked` puts it back, as it does NaN voxels that are kept.
 
     The metadata holds ``affine`` and ``original_affine`` (4x4, RAS mm; for 2D images too), ``spatial_shape``,
     ``original_channel_dim`` ("no channel"), ``filename_or_obj``, ``stored_dtype``, ``scan_format``, ``modality`` (of
@@ -46,11 +46,13 @@ class VolumeReader(ImageReader):
 
     Args:
         series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
+        nan_policy: As in `read_volume`.
     """
 
-    def __init__(self, series: str | None = None) -> None:
+    def __init__(self, series: str | None = None, nan_policy: str = "refuse") -> None:
         super().__init__()
         self.series = series
+        self.nan_policy = nan_policy
 
     def verify_suffix(self, filename: Sequence[Any] | Any) -> bool:
         """Whether every name is of a format that `read_volume` reads."""
@@ -94,7 +96,7 @@ class VolumeReader(ImageReader):
             from adl_monai.data.synthetic import read_synthetic
 
             return read_synthetic(name)
-        return read_volume(Path(name), self.series)
+        return read_volume(Path(name), self.series, self.nan_policy)
 
 
 class StrictLoadImaged(LoadImaged):
@@ -105,6 +107,7 @@ class StrictLoadImaged(LoadImaged):
         series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series.
         ensure_channel_first: Add the channel axis at once.
         allow_missing_keys: As in every MONAI transform.
+        nan_policy: As in `adl_monai.data.io.read_volume`.
     """
 
     def __init__(
@@ -113,8 +116,9 @@ class StrictLoadImaged(LoadImaged):
         series: str | None = None,
         ensure_channel_first: bool = False,
         allow_missing_keys: bool = False,
+        nan_policy: str = "refuse",
     ) -> None:
-        reader = VolumeReader(series)
+        reader = VolumeReader(series, nan_policy)
         with _FILTERS, warnings.catch_warnings(), quiet_libraries("monai"):
             # About the optional parts of readers that are thrown away below.
             warnings.simplefilter("ignore")
@@ -147,6 +151,7 @@ class SaveImageLiked(SaveImaged):
         checkpoint: The weights that made the images, ``<bundle>/models/model.pt``: DICOM outputs name the model and the
             SHA-256 of this file.
         allow_missing_keys: As in every MONAI transform.
+        nan_policy: With which the sources are read.
     """
 
     def __init__(
@@ -160,8 +165,10 @@ class SaveImageLiked(SaveImaged):
         overwrite: bool = False,
         checkpoint: str | Path | None = None,
         allow_missing_keys: bool = False,
+        nan_policy: str = "refuse",
     ) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self.nan_policy = nan_policy
         self.checkpoint = checkpoint
         self.source_key = source_key
         self.output_dir = Path(output_dir)
@@ -206,6 +213,7 @@ class SaveImageLiked(SaveImaged):
             series=meta.get("series") or None,
             overwrite=bool(item.get("overwrite", self.overwrite)),
             derivation=self._derivation(path),
+            nan_policy=self.nan_policy,
         )
         logger.info("wrote %s", path)
         return path, clipped

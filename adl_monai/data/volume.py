@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from adl_monai.data.geometry import affine_fault, lps_to_ras, same_affine, spacing_from_affine
+from adl_monai.data.missing_voxels import filled_from_beside
 from adl_monai.data.voxels import integer_bounds, to_float32
 from adl_monai.errors import OutputError
 
@@ -27,8 +28,9 @@ class Volume:
         dtype: The type of the voxels on disk; with its byte order for NIfTI, else native.
         format: ``nifti``, ``dicom``, ``mha``, ``nrrd``, ``png``, ``tiff``, ``jpeg``, ``bmp`` or ``synthetic``.
         path: The file or, for a DICOM series, the folder.
-        padding: Where a DICOM source says "no image here" (PixelPaddingValue), of the array's shape; None if nowhere.
-            These voxels mean nothing: a model must not see them, and an output gives them back.
+        padding: Where the source says "no image here" (DICOM's PixelPaddingValue; voxels of NIfTI that are NaN or
+            infinite and kept), of the array's shape; None if nowhere. These voxels mean nothing: a model must not see
+            them, and an output gives them back.
         modality: DICOM's ``CT``, ``MR``, ``PT``, ...; empty where the file names none, as in every other format.
     """
 
@@ -46,9 +48,14 @@ class Volume:
         return spacing_from_affine(self.affine)[: self.array.ndim]
 
     def without_padding(self) -> np.ndarray:
-        """The array with padding replaced by the smallest value of the image proper, which a model may see."""
+        """The array as a model may see it.
+
+        Padding is replaced by the smallest value of the image proper; where it is no number, by what lies beside it.
+        """
         if self.padding is None or self.padding.all():
             return self.array
+        if not np.isfinite(self.array[self.padding]).all():
+            return filled_from_beside(self.array, self.padding)
         return np.where(self.padding, self.array[~self.padding].min(), self.array)
 
     def with_padding_of(self, source: Volume) -> Volume:

@@ -26,7 +26,9 @@ A file with fewer is warned of; an array is refused, as its caller can subtract 
 _BLOCK = 16  # slices converted at a time, so that no float64 copy of a whole scan exists
 
 
-def to_float32(stored: np.ndarray, path: Path, slope: float = 1.0, inter: float = 0.0) -> np.ndarray:
+def to_float32(
+    stored: np.ndarray, path: Path, slope: float = 1.0, inter: float = 0.0, missing: np.ndarray | None = None
+) -> np.ndarray:
     """Values of stored voxels: ``stored * slope + inter`` in double precision, then float32.
 
     Args:
@@ -34,6 +36,7 @@ def to_float32(stored: np.ndarray, path: Path, slope: float = 1.0, inter: float 
         path: Named in errors.
         slope: Finite and not 0.
         inter: Finite.
+        missing: Where stored voxels may be NaN or infinite, and stay so; None for nowhere.
 
     Returns:
         A C-contiguous float32 array of the same shape.
@@ -41,12 +44,16 @@ def to_float32(stored: np.ndarray, path: Path, slope: float = 1.0, inter: float 
     Raises:
         ScanFileError: If stored voxels are NaN or infinite, or values leave the range of float32.
     """
-    check_scale(path, count_not_finite(stored), 0, stored.size, slope, inter)
+    expected = 0 if missing is None else int(np.count_nonzero(missing))
+    check_scale(path, count_not_finite(stored) - expected, 0, stored.size, slope, inter)
     values = np.empty(stored.shape, np.float32)
     for start in range(0, stored.shape[-1], _BLOCK):
         values[..., start : start + _BLOCK] = scaled(stored[..., start : start + _BLOCK], slope, inter)
-    check_scale(path, 0, count_not_finite(values), values.size, slope, inter)
-    check_contrast(path, (float(values.min()), float(values.max())), lambda: (stored.min(), stored.max()))
+    check_scale(path, 0, count_not_finite(values) - expected, values.size, slope, inter)
+    proper, proper_stored = (values, stored) if missing is None else (values[~missing], stored[~missing])
+    if proper.size:
+        extremes = float(proper.min()), float(proper.max())
+        check_contrast(path, extremes, lambda: (proper_stored.min(), proper_stored.max()))
     return values
 
 
@@ -78,8 +85,8 @@ def check_scale(path: Path, broken: int, beyond: int, size: int, slope: float, i
     """
     if broken:
         raise ScanFileError(
-            f"{path}: {broken} of {size} voxels are NaN or infinite; expected finite values "
-            "only. Replace them (for example with the background value) and try again."
+            f"{path}: {broken} of {size} voxels are NaN or infinite; expected finite values only. Replace them (for "
+            "example with the background value), or keep them, in NIfTI volumes that fit the memory: --nan-policy keep."
         )
     if abs(slope) < float(np.finfo(np.float32).tiny):
         raise ScanFileError(f"{path}: the scale slope {slope:g} is too small for float32; correct the header.")
@@ -154,16 +161,22 @@ def keeps_type(dtype: str | np.dtype) -> bool:
 
 
 def quantise(
-    values: np.ndarray, dtype: np.dtype, slope: float = 1.0, inter: float = 0.0, bits: int | None = None
+    values: np.ndarray,
+    dtype: np.dtype,
+    slope: float = 1.0,
+    inter: float = 0.0,
+    bits: int | None = None,
+    missing: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """Stored voxels of values: ``rint((values - inter) / slope)``, saturated to ``dtype``, never wrapped.
 
     Args:
-        values: Finite values, any shape.
+        values: Finite values, any shape; where ``missing`` says so, not finite.
         dtype: Type of the stored voxels; real types are not rounded.
         slope: Finite and not 0.
         inter: Finite.
         bits: How many bits of an integer ``dtype`` may be used, the sign among them; None for all.
+        missing: Where values are NaN or infinite, for a real ``dtype``; None for nowhere.
 
     Returns:
         The stored voxels (Fortran order, as files hold them) and the number of saturated ones.
@@ -171,7 +184,8 @@ def quantise(
     Raises:
         OutputError: If values are not finite, or too large for a real ``dtype``.
     """
-    broken = values.size - int(np.count_nonzero(np.isfinite(values)))
+    expected = 0 if missing is None or dtype.kind != "f" else int(np.count_nonzero(missing))
+    broken = values.size - int(np.count_nonzero(np.isfinite(values))) - expected
     if broken:
         raise OutputError(f"{broken} of {values.size} values to write are NaN or infinite; nothing was written.")
     stored = np.empty(values.shape, dtype, order="F")
@@ -185,8 +199,9 @@ def quantise(
                 clipped += int(np.count_nonzero((block < low) | (block > high)))
                 np.clip(block, low, high, out=block)
             stored[..., start : start + _BLOCK] = block
-    if dtype.kind == "f" and not np.isfinite(stored).all():
-        raise OutputError(f"values up to {np.abs(values).max():g} do not fit {dtype.name}; write a wider type.")
+    if dtype.kind == "f" and count_not_finite(stored) > expected:
+        largest = np.abs(values[np.isfinite(values)]).max()
+        raise OutputError(f"values up to {largest:g} do not fit {dtype.name}; write a wider type.")
     return stored, clipped
 
 

@@ -14,6 +14,7 @@ import torch
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.compute import pick_device
 from adl_monai.data.io import read_volume
+from adl_monai.data.missing_voxels import filled_from_beside, keeps_missing
 from adl_monai.data.noise_floor import keep_means, keeps_means, warn_of_fall
 from adl_monai.data.normalization import denormalize, normalize, robust_range
 from adl_monai.data.volume import Volume
@@ -34,6 +35,7 @@ def denoise(
     strength: float = 1.0,
     ensemble: int = 2,
     noise_floor: str = "auto",
+    nan_policy: str = "refuse",
 ) -> np.ndarray: ...
 
 
@@ -47,6 +49,7 @@ def denoise(
     strength: float = 1.0,
     ensemble: int = 2,
     noise_floor: str = "auto",
+    nan_policy: str = "refuse",
 ) -> Volume: ...
 
 
@@ -59,6 +62,7 @@ def denoise(
     strength: float = 1.0,
     ensemble: int = 2,
     noise_floor: str = "auto",
+    nan_policy: str = "refuse",
 ) -> np.ndarray | Volume:
     """Denoise one image in memory.
 
@@ -72,6 +76,7 @@ def denoise(
         strength: 0 returns the input, 1 the fully denoised image.
         ensemble: As in ``infer``; ignored when a ``Denoiser`` is given.
         noise_floor: As in ``infer``; of an array nobody knows the modality.
+        nan_policy: As in ``infer``, for arrays and paths.
 
     Returns:
         A float32 array for an array; a ``Volume`` with a float32 array otherwise. Nothing is clipped, or rounded but to
@@ -87,7 +92,7 @@ def denoise(
     if not isinstance(image, np.ndarray):
         if not isinstance(image, Volume | str | os.PathLike):
             raise UsageError(_not_an_image(image))
-        volume = image if isinstance(image, Volume) else read_volume(Path(image))
+        volume = image if isinstance(image, Volume) else read_volume(Path(image), nan_policy=nan_policy)
         if model is None:
             axes = fitting_axes(volume.array.shape, volume.spacing)
             model = load_denoiser(None, spatial_dims=axes, device=device, precision=precision, ensemble=ensemble)
@@ -103,7 +108,7 @@ def denoise(
             noise_floor=noise_floor,
         )
         return replace(volume, array=array).with_padding_of(volume)
-    keep = keeps_means(noise_floor)
+    keep, keep_missing = keeps_means(noise_floor), keeps_missing(nan_policy)
     if np.ma.is_masked(image):
         raise UsageError(
             f"{np.ma.count_masked(image)} of the array's {image.size} elements are masked, which a model cannot see; "
@@ -112,8 +117,23 @@ def denoise(
     image = np.asarray(image)  # of a subclass
     if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "uif":
         raise UsageError(f"an array of shape {image.shape} and dtype {image.dtype} is not a 2D or 3D grey image.")
-    if not np.isfinite(image).all():
-        raise UsageError(f"the array holds {int((~np.isfinite(image)).sum())} NaN or infinite values; fill them first.")
+    missing = ~np.isfinite(image)
+    if missing.any():
+        if not keep_missing or missing.all():
+            raise UsageError(
+                f"{int(missing.sum())} of the array's {image.size} values are NaN or infinite; fill them first, or "
+                "pass nan_policy='keep' to have them back as they are."
+            )
+        around = denoise(
+            filled_from_beside(image, missing),
+            model,
+            device=device,
+            precision=precision,
+            strength=strength,
+            ensemble=ensemble,
+            noise_floor=noise_floor,
+        )
+        return np.where(missing, image, around).astype(np.float32)
     if not isinstance(model, Denoiser):
         axes = fitting_axes(image.shape)
         model = load_denoiser(model, spatial_dims=axes, device=device, precision=precision, ensemble=ensemble)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adl_monai.data.formats import output_format
+from adl_monai.data.missing_voxels import keeps_missing
 from adl_monai.data.noise_floor import keeps_means
 from adl_monai.errors import UsageError
 from adl_monai.files import size_of
@@ -29,6 +30,7 @@ def infer(
     strength: float = 1.0,
     ensemble: int = 2,
     noise_floor: str = "auto",
+    nan_policy: str = "refuse",
     series: str | None = None,
     time_series: bool = False,
     overwrite: bool = False,
@@ -60,6 +62,8 @@ def infer(
         noise_floor: ``remove`` lets the mean fall where noise has lifted it, as in magnitude MRI; ``keep`` keeps local
             means, as CT, PET, SPECT and counts need; ``auto`` keeps them for DICOM of other modalities than MR, and
             warns where the mean of a scan without a modality falls noticeably.
+        nan_policy: ``keep`` leaves NaN and infinite voxels of NIfTI volumes as they are, where the volume fits the
+            memory; the model sees what lies beside them. ``refuse`` refuses such scans.
         series: SeriesInstanceUID or SeriesNumber to take from folders of several DICOM series; ``all`` denoises each
             into ``<name>_series_<SeriesNumber>_denoised``.
         time_series: Denoise NIfTI files of four axes too, each of their volumes by itself.
@@ -88,6 +92,7 @@ def infer(
     if not 0 <= strength <= 1:
         raise UsageError(f"strength {strength} is outside 0..1.")
     keeps_means(noise_floor)  # refuses what is none
+    keeps_missing(nan_policy)
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r} is unknown; expected same or float32.")
     if resume and overwrite:
@@ -118,6 +123,7 @@ def infer(
                 strength=strength,
                 ensemble=ensemble,
                 noise_floor=noise_floor,
+                nan_policy=nan_policy,
                 series=None if series == "all" else series,
                 output_dtype=dtype,
                 progress=progress,

@@ -14,7 +14,10 @@ import torch
 from monai.data import MetaTensor
 
 from adl_monai.bundle import Denoiser, load_denoiser
+from adl_monai.data.formats import scan_format
 from adl_monai.data.geometry import spacing_from_affine
+from adl_monai.data.io import read_volume
+from adl_monai.data.missing_voxels import keeps_missing
 from adl_monai.data.monai_io import StrictLoadImaged
 from adl_monai.data.nifti.file import peek_header
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
@@ -42,6 +45,7 @@ class DenoiserChoice:
     def __init__(self, model: str | Path | None, **options: Any) -> None:
         self.model = model
         self.options = options
+        self.nan_policy: str = options.get("nan_policy", "refuse")
         self._loaded: dict[int, Denoiser] = {}
 
     def get(self, spatial_dims: int = 3) -> Denoiser:
@@ -117,7 +121,7 @@ def steps_of(
 
     def write(case: _Case) -> InferenceResult:
         with _explaining(case.job):
-            return _write(case, preview)
+            return _write(case, preview, denoisers.nan_policy)
 
     def crowds(job: Job) -> bool:
         try:
@@ -147,7 +151,7 @@ def _denoise_job(denoisers: DenoiserChoice, job: Job, preview: bool) -> Inferenc
     if (denoiser := _streaming(denoisers, job)) is not None:
         clipped = denoise_stream(job, denoiser, preview=preview, **_of_the_output(denoisers))
         return InferenceResult(job.source, job.output, clipped, denoiser.spatial_dims == 2)
-    return _write(_compute(_read(denoisers, job)), preview)
+    return _write(_compute(_read(denoisers, job)), preview, denoisers.nan_policy)
 
 
 def _denoise_time_series(denoisers: DenoiserChoice, job: Job, preview: bool) -> InferenceResult:
@@ -191,15 +195,26 @@ def _compute(case: _Case) -> _Case:
     return case
 
 
-def _write(case: _Case, preview: bool) -> InferenceResult:
+def _write(case: _Case, preview: bool, nan_policy: str = "refuse") -> InferenceResult:
     noisy = case.content["image"]
-    picture = draw_preview(noisy, case.content["pred"], noisy.affine.numpy()) if preview else None
+    picture = _picture(case, nan_policy) if preview else None
     written = case.denoiser.postprocessing(case.content)
     if picture is not None:  # of a scan that could not be written there is none
         write_preview(case.job.preview, picture)
     shape = noisy.shape[1:]
     sliced = case.denoiser.spatial_dims == 2 and len(shape) == 3 and shape[2] > 1
     return InferenceResult(case.job.source, case.job.output, int(written["pred_clipped"]), sliced)
+
+
+def _picture(case: _Case, nan_policy: str) -> np.ndarray:
+    """The preview, black where the source has no number."""
+    noisy, denoised = case.content["image"], case.content["pred"]
+    source = case.job.source
+    if keeps_missing(nan_policy) and scan_format(source) == "nifti":
+        missing = read_volume(source, nan_policy=nan_policy).padding
+        if missing is not None:
+            noisy, denoised = (image.masked_fill(torch.from_numpy(missing), 0.0) for image in (noisy, denoised))
+    return draw_preview(noisy, denoised, noisy.affine.numpy())
 
 
 @contextmanager

@@ -20,33 +20,41 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
 from adl_monai.data.geometry import same_affine
+from adl_monai.data.missing_voxels import keeps_missing
 from adl_monai.data.nifti.header import Header, check_end, read_exactly, read_header, set_type, warn_of_geometry
 from adl_monai.data.volume import Volume, WritePlan, require_affine, require_shape
-from adl_monai.data.voxels import keeps_type, quantise, to_float32, warn_lost_digits
+from adl_monai.data.voxels import count_not_finite, keeps_type, quantise, to_float32, warn_lost_digits
 from adl_monai.errors import ScanFileError
 from adl_monai.files import require_file
 
 _GZIP_LEVEL = 1  # as nibabel: on scans, higher levels cost time and save next to nothing
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, nan_policy: str = "refuse") -> Volume:
     """Read a NIfTI image of one volume.
 
     Trailing dimensions of length 1 are dropped from the array (and written back, see `plan_nifti`). Spatial units of
     metres or microns are converted to mm in the affine.
 
+    Args:
+        path: The file.
+        nan_policy: ``keep`` takes NaN and infinite voxels for padding, unless there is nothing else.
+
     Raises:
-        UsageError: If there is no such file.
+        UsageError: If there is no such file, or no such policy.
         ScanFileError: If the file is damaged, claims more than it holds, has more than one volume, is complex or
             colour, has NaN or infinite voxels, or an unusable scale or affine.
     """
-    header, volume = _read(path)
+    header, volume = _read(path, keeps_missing(nan_policy))
     warn_of_geometry(header, path)
-    warn_lost_digits(volume.array, header.dtype, path, header.slope)
+    proper = volume.array if volume.padding is None else volume.array[~volume.padding]
+    warn_lost_digits(proper, header.dtype, path, header.slope)
     return volume
 
 
-def plan_nifti(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype) -> WritePlan:
+def plan_nifti(
+    path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype, missing: np.ndarray | None = None
+) -> WritePlan:
     """Plan a file whose bytes before the voxels are those of ``like``.
 
     Args:
@@ -55,10 +63,11 @@ def plan_nifti(path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype)
         like: The NIfTI source.
         dtype: ``same`` keeps the stored type, slope and intercept; a type (``float32``) changes only these fields:
             datatype, bitpix, scl_slope = 1, scl_inter = 0.
+        missing: Where values are NaN or infinite; None for nowhere.
     """
     header = peek_header(like)
     require_shape(array, header.shape, like)
-    return _plan(array, header_like(header, dtype))
+    return _plan(array, header_like(header, dtype), missing)
 
 
 def peek_header(path: Path, time_series: bool = False) -> Header:
@@ -99,9 +108,9 @@ def plan_nifti_from_affine(path: Path, array: np.ndarray, affine: np.ndarray, dt
     return _plan(array, Header(fields, raw, array.shape, file_dtype, 1.0, 0.0, fields.get_best_affine()))
 
 
-def _plan(array: np.ndarray, header: Header) -> WritePlan:
-    stored, clipped = quantise(array, header.dtype, header.slope, header.inter)
-    expected = to_float32(stored, Path("the output"), header.slope, header.inter)
+def _plan(array: np.ndarray, header: Header, missing: np.ndarray | None = None) -> WritePlan:
+    stored, clipped = quantise(array, header.dtype, header.slope, header.inter, missing=missing)
+    expected = to_float32(stored, Path("the output"), header.slope, header.inter, missing)
 
     def save(path: Path) -> None:
         voxels = stored.reshape(-1, order="F").data.cast("B")
@@ -114,17 +123,23 @@ def _plan(array: np.ndarray, header: Header) -> WritePlan:
                 stream.write(header.raw)
                 stream.write(voxels)
 
-    return WritePlan(expected, header.affine, header.dtype, clipped, save, lambda path: _read(path)[1])
+    def load(path: Path) -> Volume:
+        return _read(path, missing is not None)[1]
+
+    return WritePlan(expected, header.affine, header.dtype, clipped, save, load)
 
 
-def _read(path: Path) -> tuple[Header, Volume]:
+def _read(path: Path, keep: bool) -> tuple[Header, Volume]:
     with open_stream(path) as stream:
         header = read_header(stream, path)
         voxels = read_exactly(stream, math.prod(header.shape) * header.dtype.itemsize, path)
         check_end(stream, path)
     stored = np.frombuffer(voxels, header.dtype).reshape(header.shape, order="F")
-    values = to_float32(stored, path, header.slope, header.inter)
-    return header, Volume(values, header.affine, header.dtype, "nifti", path)
+    missing = ~np.isfinite(stored) if keep and count_not_finite(stored) else None
+    if missing is not None and missing.all():
+        missing = None  # to be refused
+    values = to_float32(stored, path, header.slope, header.inter, missing)
+    return header, Volume(values, header.affine, header.dtype, "nifti", path, missing)
 
 
 def is_gzip(path: Path) -> bool:
