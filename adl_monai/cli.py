@@ -329,6 +329,9 @@ def prepare(context: dict[str, Any], sources: tuple[Path, ...], output: Path, **
 def export(context: dict[str, Any], model: Path, **options: Any) -> None:
     """Write a trained MODEL (run or bundle folder) for other programs.
 
+    A .ts or .onnx file is the network alone: one image, no mean over mirror images, intensities as the bundle's
+    docs/README.md says. For what infer gives, use the bundle.
+
     MONAI Deploy finds the configs in a .ts file only as long as it keeps the name it is written with.
     """
     from adl_monai.stages.export import export as run

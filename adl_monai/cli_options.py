@@ -31,7 +31,7 @@ ENSEMBLE = click.option(
     type=click.Choice(["1", "2", "4", "8"]),
     default="2",
     callback=lambda ctx, param, value: int(value),
-    help="Average over this many mirror images: the more, the better and slower.  [default: 2]",
+    help="Average over this many mirror images: the more, the better, and as many times slower than 1.  [default: 2]",
 )
 NOISE_KINDS = (  # of adl_monai.data.noise, which takes seconds to import
     "gaussian",

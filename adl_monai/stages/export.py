@@ -30,8 +30,9 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
         model: See ``adl_monai.bundle.find_bundle``.
         output: A folder for ``bundle``, a file otherwise.
         kind: ``bundle``, ``torchscript`` or ``onnx`` (needs the packages onnx and onnxscript). Both network files take
-            any batch, and sizes that are multiples of 8. A TorchScript file holds its own name, under which MONAI
-            Deploy looks for its configs: it must not be renamed.
+            any batch, and sizes that are multiples of 8, and hold the network alone: what ``infer`` does around it
+            (intensities, mirror images, blank regions, noise floor) is up to the caller. A TorchScript file holds its
+            own name, under which MONAI Deploy looks for its configs: it must not be renamed.
         overwrite: Replace an existing output.
 
     Returns:

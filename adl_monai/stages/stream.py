@@ -73,10 +73,11 @@ def denoise_stream(
         UsageError: If means are to be kept.
     """
     if keeps_means(noise_floor):
+        one_image = ", take one image (--ensemble 1), which needs less" if denoiser.inferer.ensemble > 1 else ""
         raise UsageError(
             f"{job.source} is too large for the memory: it would be denoised from disk to disk, where means cannot be "
-            "kept; give it more (--max-memory; half of that is for the scan), or remove the noise floor (--noise-floor "
-            "remove)."
+            f"kept; give it more (--max-memory; half of that is for the scan){one_image}, or remove the noise floor "
+            "(--noise-floor remove)."
         )
     check_output(job.output, job.source, job.overwrite)  # before the scan is read through, which may take minutes
     with open_nifti_source(job.source, job.output) as source:

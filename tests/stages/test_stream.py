@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from adl_monai.data.normalization import MAX_SAMPLED_VOXELS
-from adl_monai.errors import ScanFileError
+from adl_monai.errors import ScanFileError, UsageError
 from adl_monai.inferers.unet_stream import UNetStream
 from adl_monai.stages import one_scan
 from adl_monai.stages.infer import infer
@@ -228,6 +228,18 @@ def test_an_ensemble_is_the_same_too(
     assert np.abs(found - alone).max() > 1e-3 * scale
     names_there = {path.name for path in tmp_path.iterdir()}
     assert names_there == {source.name, *(path.name for path in outputs), streamed.output.name, "streamed_preview.png"}
+
+
+@pytest.mark.parametrize(("count", "named"), [(1, False), (2, True)])
+def test_a_scan_whose_means_cannot_be_kept_is_refused_with_what_would_need_less(
+    tmp_path: Path, identity_model: Model, count: int, named: bool
+) -> None:
+    source = build_nifti(tmp_path / "scan.nii", voxels("int16"), oblique_affine())
+    options: dict[str, Any] = {"model": identity_model(3), "max_memory": 0, "noise_floor": "keep"}
+    with pytest.raises(UsageError, match="--max-memory; half of that is for the scan") as refused:
+        infer([source], tmp_path / "out.nii", ensemble=count, **options)
+    assert ("--ensemble 1" in str(refused.value)) is named
+    assert not (tmp_path / "out.nii").exists()
 
 
 PEAK = """
