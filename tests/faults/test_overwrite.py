@@ -157,6 +157,7 @@ def test_a_kill_leaves_the_old_run_or_the_new_one(renames: int, manifest: Path, 
     parser = ConfigParser({"network_def": {}})
     assert in_a_child(lambda: folder.begin(tmp_path, parser, new), arrange) == signal.SIGKILL
     restore(finished)
+    assert not (finished / run_folder.REPLACING).exists(), "or no later run could replace this one"
     options = json.loads((finished / "options.json").read_text())
     if renames < 5:
         assert options == old
