@@ -13,7 +13,7 @@ from monai.engines import Workflow
 
 from adl_monai.data.output import sync
 from adl_monai.engines.restore import restore
-from adl_monai.errors import ModelError, OutputError, is_out_of_memory
+from adl_monai.errors import ModelError, OutputError, UsageError, is_out_of_memory
 from adl_monai.files import exchanging, temporary_start
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,7 @@ class CheckpointHandler:
         Raises:
             ModelError: If it cannot be read, or is of another run, or the weights to ship are lost.
             OutputError: If these were, and cannot be written again.
+            UsageError: If the run has had more epochs than it is to have.
         """
         if not self.resume:
             return
@@ -115,6 +116,11 @@ class CheckpointHandler:
             return
         state = read_checkpoint(path)
         self._check(state, path)
+        if state["epoch"] > engine.state.max_epochs:  # what the run is told to be is recorded, and would be untrue
+            raise UsageError(
+                f"the run has had {state['epoch']} epochs, more than max_epochs, which is {engine.state.max_epochs}; "
+                "give at least as many (--epochs), or start a new run in another folder."
+            )
         try:
             restore(self.objects, state["objects"], state["epoch"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:

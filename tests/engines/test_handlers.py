@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adl_monai.engines.preview import preview_row
+from adl_monai.engines.idle import IdleDenoiserHandler
+from adl_monai.engines.preview import PreviewHandler, preview_row
 from adl_monai.engines.progress import ProgressHandler
 from adl_monai.engines.start import StartHandler
 from adl_monai.errors import ModelError
@@ -53,6 +58,28 @@ def test_a_preview_shows_the_middle_slice_upright() -> None:
     assert row.shape == (1, 6, 3 * 4)
     assert row[0, 0, 3] == 1.0
     assert row[0].sum() == 1 + 0.5 * 23 + 1  # the picture, the mid-grey residual, and its white voxel
+
+
+def test_a_preview_shows_what_was_removed_three_times_as_strong() -> None:
+    row = preview_row(torch.full((1, 4, 4), 0.5), torch.full((1, 4, 4), 0.4))
+    assert torch.allclose(row[0], torch.tensor([0.5, 0.4, 0.8]).repeat_interleave(4).expand(4, 12))
+
+
+@pytest.mark.parametrize(("active", "cases"), [(True, [0, 1]), (False, [])])
+def test_previews_are_of_the_first_cases_at_their_epochs(tmp_path: Path, active: bool, cases: list[int]) -> None:
+    output = dict.fromkeys(("image", "pred", "label"), torch.zeros(1, 1, 4, 4, 4))
+    evaluator = Engine(lambda *_: output)
+    PreviewHandler(tmp_path, active=active).attach(evaluator)
+    for epoch in (4, 7):  # as MONAI's evaluators count
+        evaluator.state.max_epochs, evaluator.state.epoch, evaluator.state.iteration = epoch, epoch - 1, 0
+        evaluator.run([0] * 3)
+    seen: dict[str, list[int]] = {}
+    for file in tmp_path.glob("events*"):
+        events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
+        for tag in events.Tags()["images"]:
+            seen.setdefault(tag, []).extend(event.step for event in events.Images(tag))
+    names = [f"case {case}: noisy, denoised, clean, residual" for case in cases]
+    assert {tag: sorted(steps) for tag, steps in seen.items()} == {name: [4, 7] for name in names}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +125,51 @@ def test_a_network_that_returns_its_input_is_noticed(manifest: Path, tmp_path: P
     assert log.count("no better than the noisy ones") == 1
     train(manifest, tmp_path / "alive", overrides={**TINY, "max_epochs": 7, "patches_per_epoch": 64})
     assert "no better" not in (tmp_path / "alive" / "train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("gains", "warnings"),
+    [
+        ([0.0] * 4, 0),
+        ([0.05] * 5, 1),
+        ([0.0] * 12, 1),
+        ([0.0] * 4 + [1.0] + [0.0] * 4, 0),  # five in a row, not five in all
+        ([0.2] * 9, 0),
+    ],
+)
+def test_five_validations_in_a_row_are_told_once(
+    caplog: pytest.LogCaptureFixture, gains: list[float], warnings: int
+) -> None:
+    handler = IdleDenoiserHandler()
+    for epoch, gain in enumerate(gains):
+        metrics = {"psnr": 20 + gain, "psnr_noisy": 20.0}
+        handler(SimpleNamespace(state=SimpleNamespace(metrics=metrics, epoch=epoch)))
+    assert len(caplog.messages) == warnings
+
+
+def test_an_epochs_line_has_its_own_loss_and_speed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a resumed run, whose bar begins where the run does."""
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)  # a second from one call to the next
+    losses = iter([1.0, 3.0, 5.0, 7.0])
+    trainer = Engine(lambda *_: {"image": torch.zeros(4, 1), "loss": next(losses)})
+    progress = ProgressHandler(show=True)
+    bars: list[Any] = []
+    with caplog.at_level("INFO", "adl_monai"):
+        progress.attach(trainer)
+
+        def resumed(engine: Engine) -> None:
+            engine.state.epoch, engine.state.iteration = 3, 6
+
+        trainer.add_event_handler(Events.STARTED, resumed)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: bars.append((progress._bar.n, progress._bar.total)))
+        trainer.run([0, 1], max_epochs=5)
+    assert caplog.messages == [
+        "epoch 4/5 : loss 2.00000, 4.0 patches/s",
+        "epoch 5/5 : loss 6.00000, 4.0 patches/s",
+    ]
+    assert bars == [(8, 10), (10, 10)]
 
 
 @pytest.mark.parametrize("interval, validated", [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])

@@ -162,6 +162,35 @@ def test_a_recorded_expression_can_be_replaced(
     assert go_on(max_epochs=4).epochs == 4
 
 
+def test_a_run_is_not_told_to_be_shorter_than_it_is(begun: Path, go_on: Callable[..., TrainingResult]) -> None:
+    """It trained nothing, and its options and bundle then said that it had had that few epochs."""
+    kept = [(begun / name).read_bytes() for name in ("options.json", "bundle/configs/train.json")]
+    with pytest.raises(UsageError, match="has had 2 epochs, more than max_epochs, which is 1; give at least as many"):
+        go_on(max_epochs=1)
+    assert [(begun / name).read_bytes() for name in ("options.json", "bundle/configs/train.json")] == kept
+    assert go_on().epochs == 2
+
+
+def test_without_validation_a_lost_model_is_that_of_the_last_epoch(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a run that starts from a model has nothing to hold it to, and says nothing of it."""
+    content = json.loads(manifest.read_text())
+    del content["validation"]
+    manifest.write_text(json.dumps(content))
+    train(manifest, tmp_path / "first", overrides={**DENOISER_ALONE, "max_epochs": 1})
+    run = tmp_path / "run"
+    train(manifest, run, init=tmp_path / "first", overrides={**DENOISER_ALONE, "max_epochs": 2})
+    assert "no better than" not in caplog.text
+    assert "start, " not in (run / "train.log").read_text()
+    assert checkpoint(run)["start_metric"] is None
+    model = run / "bundle" / "models" / "model.pt"
+    kept = torch.load(model, weights_only=True)
+    model.unlink()
+    assert train(manifest, run, resume=True).best_epoch is None
+    assert_same(torch.load(model, weights_only=True), kept)
+
+
 def test_a_lost_model_is_written_again(begun: Path, go_on: Callable[..., TrainingResult]) -> None:
     model = begun / "bundle" / "models" / "model.pt"
     kept = torch.load(model, weights_only=True)

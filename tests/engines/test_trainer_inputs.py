@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 
 from adl_monai.engines import ADLTrainer, PhaseSchedule
+from adl_monai.engines.empty_epoch import EmptyEpochHandler
 from adl_monai.errors import UsageError
 from tests.engines.test_trainer import ONLY_ADVERSARIAL, ONLY_DENOISER, ONLY_DISCRIMINATOR, Pairs, build
 
@@ -116,3 +118,21 @@ def test_every_forward_is_in_the_precision_asked_for_and_losses_are_not(phases: 
     trainer.run()
     assert dtypes == {torch.bfloat16}
     assert trainer.state.output["loss"].dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:Data iterator can not provide data")
+def test_a_later_epoch_without_a_batch_is_no_epoch_either() -> None:
+    class Dwindling:
+        passes = 0
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[int]:
+            self.passes += 1
+            return iter([0, 0] if self.passes == 1 else [])
+
+    trainer = Engine(lambda *_: None)
+    EmptyEpochHandler().attach(trainer)
+    with pytest.raises(UsageError, match="gave no batch in epoch 2"):
+        trainer.run(Dwindling(), max_epochs=3)

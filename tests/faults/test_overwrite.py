@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -84,6 +85,24 @@ def test_the_new_run_takes_its_place(finished: Path, manifest: Path, command: Co
     assert not [path for path in finished.iterdir() if path.name.startswith(".")]
 
 
+def test_what_is_told_before_the_first_batch_is_in_the_new_log(finished: Path, manifest: Path, tmp_path: Path) -> None:
+    train(manifest, tmp_path / "start", overrides=SHORT)
+    package = logging.getLogger("adl_monai")
+    before = list(package.handlers)
+    train(manifest, finished, init=tmp_path / "start", overwrite=True, overrides=SHORT)
+    told = (finished / "train.log").read_text().splitlines()
+    assert "start, psnr" in told[0]
+    assert "epoch 1/1" in told[1]
+    assert package.handlers == before, "it goes on logging to a run that is over"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "bundle"])
+def test_either_part_of_a_run_is_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(OutputError, match="holds a training run"):
+        run_folder.RunFolder(tmp_path / "run", resume=False, overwrite=False)
+
+
 @pytest.mark.parametrize("option", ["init", "hold", "teachers"])
 def test_a_run_is_not_replaced_by_one_that_starts_from_it(
     option: str, finished: Path, manifest: Path, command: Command, tmp_path: Path
@@ -138,6 +157,7 @@ def test_a_kill_leaves_the_old_run_or_the_new_one(renames: int, manifest: Path, 
     parser = ConfigParser({"network_def": {}})
     assert in_a_child(lambda: folder.begin(tmp_path, parser, new), arrange) == signal.SIGKILL
     restore(finished)
+    assert not (finished / run_folder.REPLACING).exists(), "or no later run could replace this one"
     options = json.loads((finished / "options.json").read_text())
     if renames < 5:
         assert options == old

@@ -168,6 +168,36 @@ def test_rows_name_the_cases_and_the_noise_that_was_measured(tmp_path: Path, ide
     assert len(set(levels)) == 3
 
 
+def test_what_was_asked_for_is_what_is_measured(tmp_path: Path, identity_model: Model) -> None:
+    output, model = tmp_path / "metrics.json", identity_model(3, 0.5)  # type: ignore[call-arg]
+    levels = {"validation": 5, "test": 20}
+    splits = {
+        split: [{"image": scan(tmp_path / f"{split}_noisy.nii", level), "label": scan(tmp_path / f"{split}.nii")}]
+        for split, level in levels.items()
+    }
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(splits))
+    found = {}
+    for split in levels:
+        found[split] = evaluate(path, output, model=model, split=split, seed=3, overwrite=True)[0]
+        written = json.loads(output.read_text())
+        assert (written["split"], written["seed"]) == (split, 3)
+    assert found["validation"]["psnr_noisy"] > found["test"]["psnr_noisy"] + 5
+    exact, rounded = (
+        evaluate(path, output, model=model, precision=precision, overwrite=True)[0] for precision in ("fp32", "bf16")
+    )
+    assert exact["psnr_noisy"] == rounded["psnr_noisy"]
+    assert exact["psnr"] != rounded["psnr"]
+    assert exact["psnr"] == pytest.approx(rounded["psnr"], abs=0.5)
+    with pytest.raises(UsageError, match="device 'nonsense'"):
+        evaluate(path, output, model=model, device="nonsense", overwrite=True)
+
+
+def test_the_whole_range_is_a_level(tmp_path: Path, identity_model: Model) -> None:
+    (row, _) = evaluate(manifest_of(tmp_path, DEEP), tmp_path / "metrics.json", model=identity_model(3), sigmas=(1,))
+    assert row["psnr_noisy"] == pytest.approx(0, abs=0.3)
+
+
 def test_an_ensemble_is_measured_and_named(tmp_path: Path) -> None:
     path, output = manifest_of(tmp_path, FLAT), tmp_path / "metrics.json"
     alone, together = (evaluate(path, output, ensemble=count, overwrite=True)[-1] for count in (1, 4))

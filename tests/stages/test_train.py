@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pydicom.data import get_testdata_file
 from tqdm import tqdm
 
 import adl_monai
-from adl_monai.errors import ManifestError, OutputError, UsageError
+from adl_monai.errors import ManifestError, ModelError, OutputError, UsageError
 from adl_monai.stages.evaluate import evaluate
 from adl_monai.stages.train import train
 from tests.conftest import TINY, TINY_2D
@@ -196,12 +197,13 @@ def test_refusals_come_before_the_folder_is_touched(manifest: Path, tmp_path: Pa
 
 
 def test_resuming_needs_none_of_the_options_again(manifest: Path, tmp_path: Path) -> None:
-    train(manifest, tmp_path / "run", spatial_dims=2, overrides={**TINY_2D, "max_epochs": 1})
+    train(manifest, tmp_path / "run", spatial_dims=2, preset="release", overrides={**TINY_2D, "max_epochs": 1})
     result = train(manifest, tmp_path / "run", resume=True, overrides={"max_epochs": 3})
     assert result.epochs == 3
     config = json.loads((result.bundle / "configs" / "inference.json").read_text())
     assert config["network_def"]["filters"] == [4, 4, 4, 4]
     assert config["network_def"]["spatial_dims"] == 2
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["preset"] == "release"
 
 
 def test_a_run_goes_on_from_what_it_started_with(
@@ -221,6 +223,23 @@ def test_a_run_goes_on_from_what_it_started_with(
     monkeypatch.chdir(tmp_path)  # the same models by another path
     again = {name: model.name for name, model in first.items()}
     assert train(manifest, tmp_path / "run", resume=True, **again, overrides={"max_epochs": 2}).epochs == 2
+
+
+def test_a_start_that_has_not_grown_from_what_is_held_is_refused(
+    manifest: Path, tmp_path: Path, identity_model: Callable[[int], Path]
+) -> None:
+    """What the one computes would be put into the other, and the model would compute neither."""
+    held = identity_model(3)
+    other = shutil.copytree(held, tmp_path / "other")
+    weights = torch.load(other / "models" / "model.pt", weights_only=True)
+    name = next(iter(weights))
+    torch.save({**weights, name: weights[name] + 0.01}, other / "models" / "model.pt")
+    wider = {**TINY, "max_epochs": 1, "network_def#filters": [6, 6, 6, 6]}
+    with pytest.raises(ModelError, match=rf"other.*model\.pt does not hold what .*{name} differs\); start from that"):
+        train(manifest, tmp_path / "run", init=other, hold=held, overrides=wider)
+    assert train(manifest, tmp_path / "run", init=held, hold=held, overwrite=True, overrides=wider).epochs == 1
+    recorded = json.loads((tmp_path / "run" / "options.json").read_text())["overrides"]
+    assert recorded["learning_rate"] == 0.0005, "a fresh network's would undo what the start has learned"
 
 
 @pytest.mark.parametrize(

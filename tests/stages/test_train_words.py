@@ -99,6 +99,7 @@ def test_real_pairs_have_their_own_noise(tmp_path: Path, caplog: pytest.LogCaptu
         (4, 0, 33.75, 20.1, 33.83, "started from (33.83 dB)"),
         (4, 0, 18.0, 20.1, 18.5, "started from (18.50 dB)"),
         (4, 0, 33.83, 20.1, 33.75, None),
+        (4, 0, 33.83, 20.1, 33.83, "started from (33.83 dB)"),
         (4, 4, 18.0, None, 19.0, "had its 4 epochs before"),
     ],
 )
