@@ -21,17 +21,19 @@ class Derivation:
     Attributes:
         model: The model's name.
         weights_sha256: Of its file of weights, in hexadecimal digits.
+        settings: What else decided about the values, in words.
     """
 
     model: str
     weights_sha256: str
+    settings: str = ""
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: str | Path) -> Derivation:
+    def of_checkpoint(cls, checkpoint: str | Path, settings: str = "") -> Derivation:
         """The derivation by the weights in ``<bundle>/models/model.pt``."""
         path = Path(checkpoint)
         status = path.stat()
-        return cls(model_name(path.parent.parent), _sha256(path, status.st_mtime_ns, status.st_size))
+        return cls(model_name(path.parent.parent), _sha256(path, status.st_mtime_ns, status.st_size), settings)
 
 
 def model_name(bundle: Path) -> str:
@@ -44,7 +46,8 @@ def describe(derivation: Derivation | None) -> str:
     made = f"Denoised with {TOOL} {__version__}"
     if derivation is None:
         return made
-    return f"{made}, model {derivation.model}, weights SHA-256 {derivation.weights_sha256}"
+    settings = f", {derivation.settings}" if derivation.settings else ""
+    return f"{made}, model {derivation.model}, weights SHA-256 {derivation.weights_sha256}{settings}"
 
 
 def names_this_tool(header: pydicom.Dataset) -> bool:

@@ -20,6 +20,7 @@ from monai.transforms import LoadImaged, SaveImaged
 from adl_monai.data.derivation import Derivation
 from adl_monai.data.formats import OUTPUT_SUFFIXES, output_format, scan_format, scan_stem, scan_suffix
 from adl_monai.data.io import read_volume, write_volume
+from adl_monai.data.noise_floor import keeps_means
 from adl_monai.data.output import make_folder_of
 from adl_monai.data.volume import Volume
 from adl_monai.errors import ScanFileError, UsageError
@@ -150,6 +151,7 @@ class SaveImageLiked(SaveImaged):
         overwrite: Whether existing files may be replaced; an item may bring its own ``overwrite``.
         checkpoint: The weights that made the images, ``<bundle>/models/model.pt``: DICOM outputs name the model and the
             SHA-256 of this file.
+        settings: What else decided about the images, ``ensemble``, ``strength`` and ``noise_floor``, for the same.
         allow_missing_keys: As in every MONAI transform.
         nan_policy: With which the sources are read.
     """
@@ -166,8 +168,10 @@ class SaveImageLiked(SaveImaged):
         checkpoint: str | Path | None = None,
         allow_missing_keys: bool = False,
         nan_policy: str = "refuse",
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self.settings = settings
         self.nan_policy = nan_policy
         self.checkpoint = checkpoint
         self.source_key = source_key
@@ -212,16 +216,22 @@ class SaveImageLiked(SaveImaged):
             dtype=self.dtype,
             series=meta.get("series") or None,
             overwrite=bool(item.get("overwrite", self.overwrite)),
-            derivation=self._derivation(path),
+            derivation=self._derivation(path, str(meta.get("modality", ""))),
             nan_policy=self.nan_policy,
         )
         logger.info("wrote %s", path)
         return path, clipped
 
-    def _derivation(self, path: Path) -> Derivation | None:
+    def _derivation(self, path: Path, modality: str) -> Derivation | None:
         if self.checkpoint is None or output_format(path) != "dicom":
             return None
-        return Derivation.of_checkpoint(self.checkpoint)
+        return Derivation.of_checkpoint(self.checkpoint, _in_words(modality, **(self.settings or {})))
+
+
+def _in_words(modality: str, ensemble: int = 1, strength: float = 1.0, noise_floor: str = "remove") -> str:
+    images = f"mean of {ensemble} mirror images, " if ensemble > 1 else ""
+    floor = "local means kept" if keeps_means(noise_floor, modality) else "noise floor removed"
+    return f"{images}strength {strength:g}, {floor}"
 
 
 def default_output_path(

@@ -59,8 +59,14 @@ def test_the_header_names_the_model_and_its_weights(tmp_path: Path, series: Path
     infer([series], tmp_path / "out", model=model)
     digest = hashlib.sha256((model / "models" / "model.pt").read_bytes()).hexdigest()
     headers = [pydicom.dcmread(path) for path in (tmp_path / "out").iterdir()]
+    weights = f"model identity_3d, weights SHA-256 {digest}"
     for header in headers:
-        assert header.DerivationDescription.endswith(f"model identity_3d, weights SHA-256 {digest}")
+        assert header.DerivationDescription.endswith(
+            f"{weights}, mean of 2 mirror images, strength 1, local means kept"
+        )
+    infer([series], tmp_path / "half", model=model, ensemble=1, strength=0.5, noise_floor="remove")
+    half = [pydicom.dcmread(path).DerivationDescription for path in (tmp_path / "half").iterdir()]
+    assert all(words.endswith(f"{weights}, strength 0.5, noise floor removed") for words in half)
     assert not np.array_equal(stored_by_place(tmp_path / "out"), stored_by_place(series)), "something was done"
     before = set().union(*map(findings, series.iterdir()))
     assert not set().union(*map(findings, (tmp_path / "out").iterdir())) - before
