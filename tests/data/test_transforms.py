@@ -128,6 +128,12 @@ def test_strength_blends_between_noisy_and_denoised():
     assert data["pred"] is denoised
 
 
+def test_a_constant_image_comes_back_whatever_the_strength():
+    noisy, denoised = image((1, 5, 7)), image((1, 5, 7), seed=1)
+    noisy.meta["constant_image"] = True
+    assert torch.equal(BlendStrengthd()({"image": noisy, "pred": denoised})["pred"], noisy)
+
+
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_strength_outside_its_range_is_refused(strength):
     with pytest.raises(ValueError, match="strength"):
