@@ -15,7 +15,7 @@ from adl_monai.data.formats import INPUT_SUFFIXES, output_format, scan_format
 from adl_monai.data.geometry import same_affine
 from adl_monai.data.itk.file import plan_itk, plan_itk_from_affine, read_itk
 from adl_monai.data.missing_voxels import keeps_missing
-from adl_monai.data.nifti.file import plan_nifti, plan_nifti_from_affine, read_nifti
+from adl_monai.data.nifti.file import plan_nifti, plan_nifti_from_affine, read_nifti, reread_nifti
 from adl_monai.data.output import check_output, publishing, sync
 from adl_monai.data.pictures import plan_picture, plan_picture_from_affine, read_picture
 from adl_monai.data.tiff.file import plan_tiff, plan_tiff_from_affine, read_tiff, warn_inverted
@@ -100,7 +100,7 @@ def write_volume(
     values = np.asarray(array, np.float32)
     missing = None
     if like is not None and keeps_missing(nan_policy) and scan_format(like) == "nifti":
-        values, missing = _put_back(path, values, read_nifti(like, nan_policy))
+        values, missing = _put_back(path, values, reread_nifti(like))
     plan = _plan(path, values, like, np.asarray(affine, np.float64), dtype, series, derivation, missing)
     with publishing(path, overwrite) as temporary:
         plan.save(temporary)

@@ -16,10 +16,9 @@ from monai.data import MetaTensor
 from adl_monai.bundle import Denoiser, load_denoiser
 from adl_monai.data.formats import scan_format
 from adl_monai.data.geometry import spacing_from_affine
-from adl_monai.data.io import read_volume
 from adl_monai.data.missing_voxels import keeps_missing
 from adl_monai.data.monai_io import StrictLoadImaged
-from adl_monai.data.nifti.file import peek_header
+from adl_monai.data.nifti.file import peek_header, reread_nifti
 from adl_monai.errors import AdlError, ModelError, OutOfMemoryError, is_out_of_memory, surfacing_user_errors
 from adl_monai.stages.outputs import Job, check_again
 from adl_monai.stages.pipeline import AT_ONCE, Steps
@@ -211,7 +210,7 @@ def _picture(case: _Case, nan_policy: str) -> np.ndarray:
     noisy, denoised = case.content["image"], case.content["pred"]
     source = case.job.source
     if keeps_missing(nan_policy) and scan_format(source) == "nifti":
-        missing = read_volume(source, nan_policy=nan_policy).padding
+        missing = reread_nifti(source).padding
         if missing is not None:
             noisy, denoised = (image.masked_fill(torch.from_numpy(missing), 0.0) for image in (noisy, denoised))
     return draw_preview(noisy, denoised, noisy.affine.numpy())

@@ -67,6 +67,17 @@ def test_they_come_back_and_the_others_as_without_them(
     assert (picture == 0).mean() > 0.1, "black where there is no number"
 
 
+def test_the_scan_is_warned_of_once(
+    scan: np.ndarray, tmp_path: Path, identity_model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = nib.Nifti1Image(scan, AFFINE)
+    image.set_sform(AFFINE, 0)
+    image.set_qform(AFFINE, 0)
+    nib.save(image, tmp_path / "scan.nii")
+    infer(tmp_path / "scan.nii", tmp_path / "out.nii", model=identity_model(3), nan_policy="keep", preview=True)
+    assert caplog.text.count("are both 0") == 1
+
+
 def test_a_model_sees_nothing_of_them() -> None:
     """Without holes 36.2 dB beside them; with the smallest value in the single ones 28 dB."""
     noisy, clean = noisy_phantom(3, 0.1)

@@ -52,6 +52,11 @@ def read_nifti(path: Path, nan_policy: str = "refuse") -> Volume:
     return volume
 
 
+def reread_nifti(path: Path) -> Volume:
+    """A file that was read before, its NaN and infinite voxels as padding; it is not warned of again."""
+    return _read(path, keep=True)[1]
+
+
 def plan_nifti(
     path: Path, array: np.ndarray, like: Path, dtype: str | np.dtype, missing: np.ndarray | None = None
 ) -> WritePlan:
