@@ -166,6 +166,13 @@ def test_regions_are_filled_by_mirroring() -> None:
     assert torch.equal(filled[0, :, 0], filled[0, :, 1])
 
 
+def test_the_mirror_reaches_the_first_pixel_and_no_further() -> None:
+    column = torch.tensor([1.0, 2, 0, 0])[None, :, None]
+    for plane in (column, column.mT):
+        filled = mirrored_into(plane, plane[0] == 0, plane[0] != 0)
+        assert filled.flatten().tolist() == [1, 2, 1, 2]
+
+
 def test_an_image_without_them_is_not_copied() -> None:
     image = torch.rand(1, 1, 24, 20, 8)
     regions = BlankRegions(lambda box: image[:, :, *box], (24, 20, 8))

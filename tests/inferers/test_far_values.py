@@ -14,7 +14,7 @@ import adl_monai
 from adl_monai.bundle import load_denoiser
 from adl_monai.data.normalization import robust_range
 from adl_monai.inferers import TiledInferer
-from adl_monai.inferers.far_values import HIGHEST, LOWEST
+from adl_monai.inferers.far_values import HIGHEST, LOWEST, are_few
 from adl_monai.stages.infer import infer
 from adl_monai.stages.one_scan import DenoiserChoice
 
@@ -85,3 +85,11 @@ def test_bright_spots_on_nothing_are_what_the_scan_shows(rng: np.random.Generato
     found = adl_monai.denoise(scan, "adl3d", precision="fp32")[22:26, 22:26, 13:16]
     assert found.mean() == pytest.approx(1000, rel=0.02)
     assert found.std() < 0.6 * scan[22:26, 22:26, 13:16].std()
+
+
+def test_one_dead_pixel_of_a_small_image_is_few_and_two_are_not() -> None:
+    image = torch.zeros(1, 1, 8, 8, 8)
+    image[..., 3, 3, 3] = 2 * HIGHEST
+    assert are_few(image)
+    image[..., 5, 3, 3] = 2 * HIGHEST
+    assert not are_few(image)
