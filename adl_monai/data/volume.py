@@ -54,9 +54,13 @@ class Volume:
         """
         if self.padding is None or self.padding.all():
             return self.array
-        if not np.isfinite(self.array[self.padding]).all():
+        if self._keeps_missing:
             return filled_from_beside(self.array, self.padding)
         return np.where(self.padding, self.array[~self.padding].min(), self.array)
+
+    @property
+    def _keeps_missing(self) -> bool:
+        return self.padding is not None and not np.isfinite(self.array[self.padding]).all()
 
     def with_padding_of(self, source: Volume) -> Volume:
         """This volume with the padding of another of the same shape put back."""
@@ -90,7 +94,14 @@ class Volume:
 
         like = None if self.format == "synthetic" else self.path
         return write_volume(
-            path, self.array, like=like, affine=self.affine, dtype=dtype, series=series, overwrite=overwrite
+            path,
+            self.array,
+            like=like,
+            affine=self.affine,
+            dtype=dtype,
+            series=series,
+            overwrite=overwrite,
+            nan_policy="keep" if self._keeps_missing else "refuse",
         )
 
 

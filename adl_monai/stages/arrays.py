@@ -89,6 +89,7 @@ def denoise(
         ModelError: If there is no such model, or it is 3D and the image 2D.
     """
     _check_options(model, device, strength)
+    keep_missing = keeps_missing(nan_policy)
     if not isinstance(image, np.ndarray):
         if not isinstance(image, Volume | str | os.PathLike):
             raise UsageError(_not_an_image(image))
@@ -108,7 +109,7 @@ def denoise(
             noise_floor=noise_floor,
         )
         return replace(volume, array=array).with_padding_of(volume)
-    keep, keep_missing = keeps_means(noise_floor), keeps_missing(nan_policy)
+    keep = keeps_means(noise_floor)
     if np.ma.is_masked(image):
         raise UsageError(
             f"{np.ma.count_masked(image)} of the array's {image.size} elements are masked, which a model cannot see; "

@@ -97,6 +97,8 @@ def test_arrays_volumes_and_files_alike(scan: np.ndarray, tmp_path: Path, identi
     again = adl_monai.denoise(read_volume(path, nan_policy="keep"), model)
     for one in (volume.array, again.array):
         assert np.array_equal(one, array, equal_nan=True)
+    volume.save(tmp_path / "saved.nii")
+    assert np.array_equal(read_volume(tmp_path / "saved.nii", nan_policy="keep").array, array, equal_nan=True)
     assert array.dtype == np.float32
     assert not np.array_equal(array, scan, equal_nan=True), "the model did something"
 
