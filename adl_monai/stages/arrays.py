@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -90,6 +90,7 @@ def denoise(
     """
     _check_options(model, device, strength)
     keep_missing = keeps_missing(nan_policy)
+    options: dict[str, Any] = {"device": device, "precision": precision, "strength": strength, "ensemble": ensemble}
     if not isinstance(image, np.ndarray):
         if not isinstance(image, Volume | str | os.PathLike):
             raise UsageError(_not_an_image(image))
@@ -99,15 +100,7 @@ def denoise(
             model = load_denoiser(None, spatial_dims=axes, device=device, precision=precision, ensemble=ensemble)
         if noise_floor == "auto" and volume.modality:
             noise_floor = "keep" if keeps_means(noise_floor, volume.modality) else "remove"
-        array = denoise(
-            volume.without_padding(),
-            model,
-            device=device,
-            precision=precision,
-            strength=strength,
-            ensemble=ensemble,
-            noise_floor=noise_floor,
-        )
+        array = denoise(volume.without_padding(), model, noise_floor=noise_floor, **options)
         return replace(volume, array=array).with_padding_of(volume)
     keep = keeps_means(noise_floor)
     if np.ma.is_masked(image):
@@ -125,15 +118,7 @@ def denoise(
                 f"{int(missing.sum())} of the array's {image.size} values are NaN or infinite; fill them first, or "
                 "pass nan_policy='keep' to have them back as they are."
             )
-        around = denoise(
-            filled_from_beside(image, missing),
-            model,
-            device=device,
-            precision=precision,
-            strength=strength,
-            ensemble=ensemble,
-            noise_floor=noise_floor,
-        )
+        around = denoise(filled_from_beside(image, missing), model, noise_floor=noise_floor, **options)
         return np.where(missing, image, around).astype(np.float32)
     if not isinstance(model, Denoiser):
         axes = fitting_axes(image.shape)
