@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 
 from adl_monai.bundle import open_workflow, shipped_bundle
 from adl_monai.errors import (
@@ -146,7 +146,8 @@ def train(
                 # After the checkpoint handler accepted what is resumed: refused options leave no trace in the folder.
                 # What is replaced stays until a batch was learned, by every process: then nothing refuses the options.
                 event = Events.ITERATION_COMPLETED(once=1) if folder.replaces else Events.STARTED
-                trainer.add_event_handler(event, partial(folder.begin, source, workflow.parser, options))
+                begin = partial(folder.begin, source, workflow.parser, options)
+                trainer.add_event_handler(event, lambda engine: begin() if _learns(engine, resume, run_dir) else None)
             workflow.run()
             best = None if evaluator.state.best_metric_epoch == -1 else float(evaluator.state.best_metric)
             if folder is not None:
@@ -176,6 +177,12 @@ def train(
         metrics={name: float(value) for name, value in evaluator.state.metrics.items()},
         main_process=main_process,
     )
+
+
+def _learns(trainer: Engine, resume: bool, run_dir: Path) -> bool:
+    """Whether options given now have a say: a resumed run that has had its epochs stays the run it is recorded as."""
+    whole = (run_dir / "options.json").exists() and (run_dir / "bundle" / "configs").is_dir()
+    return not (resume and whole and trainer.state.epoch == trainer.state.max_epochs)
 
 
 @contextmanager

@@ -206,6 +206,24 @@ def test_resuming_needs_none_of_the_options_again(manifest: Path, tmp_path: Path
     assert json.loads((tmp_path / "run" / "options.json").read_text())["preset"] == "release"
 
 
+def test_options_that_trained_nothing_are_not_recorded(manifest: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(manifest, run, overrides={**TINY, "max_epochs": 1})
+
+    def told() -> list[bytes]:
+        return [path.read_bytes() for path in (run / "options.json", *sorted((run / "bundle").rglob("*.*")))]
+
+    before = told()
+    train(manifest, run, resume=True, overrides={"loss#texture": 0.5, "noise_sigma": [0.0, 0.5]})
+    assert told() == before
+    train(manifest, run, resume=True, overrides={"loss#texture": 0.5, "max_epochs": 2})
+    assert json.loads((run / "options.json").read_text())["overrides"]["loss#texture"] == 0.5
+    (run / "options.json").unlink()
+    shutil.rmtree(run / "bundle")
+    train(manifest, run, resume=True, overrides={**TINY, "max_epochs": 2})
+    assert (run / "bundle" / "configs" / "inference.json").exists(), "what was lost is written again"
+
+
 def test_a_run_goes_on_from_what_it_started_with(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
