@@ -13,7 +13,7 @@ DEMO = Path(__file__).parents[1] / "data_manifests" / "demo_real.json"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(10800)
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_a_short_training_denoises_what_it_never_saw(spatial_dims: int, tmp_path: Path) -> None:
     train(DEMO, tmp_path / "run", spatial_dims=spatial_dims, overrides={"max_epochs": 8, "val_interval": 4})
