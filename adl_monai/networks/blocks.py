@@ -20,15 +20,16 @@ from adl_monai.networks.recompute import Recomputable
 Spec = str | tuple  # a layer in MONAI's notation: "batch" or ("group", {"num_groups": 4})
 ConvNd = nn.Conv2d | nn.Conv3d
 
-SAFE_CHANNELS = 8  # see ThinningConv2d
+SAFE_CHANNELS = 16  # see ThinningConv2d
 BRANCH_START = 0.3  # last kernel of a residual branch without norm against Kaiming: small, yet gradients pass
 
 
 class ThinningConv2d(nn.Conv2d):
     """A 1² convolution with a stride that drops the pixels it steps over first: the same function, right gradients.
 
-    oneDNN's float32 weight gradient of the usual one writes where it must not if there are fewer than 8 channels to
-    read (torch 2.13 on a CPU with AVX2 and no AVX-512: gradients are wrong, the process may crash).
+    oneDNN's weight gradient of the usual one writes where it must not if there are fewer channels to read than one of
+    its vectors holds (torch 2.13: 8 in float32 on a CPU with AVX2 and no AVX-512, where gradients are wrong; 16 in
+    bfloat16 on one with AVX512-BF16; the process may crash).
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """The building blocks: their shapes, their start, and that each norm is a layer of its own."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -135,9 +137,27 @@ def test_gradients_of_narrow_blocks_are_right(channels: int) -> None:
             torch.testing.assert_close(weight.grad, expected.grad, rtol=1e-3, atol=1e-6, check_dtype=False)
 
 
+@pytest.mark.parametrize("channels", [1, 12, 15, 16])
+def test_gradients_in_bfloat16_leave_the_memory_alone(channels: int) -> None:
+    """With two threads and fewer than 16 channels, they crashed the process on CPUs with AVX512-BF16."""
+    code = f"""
+import torch
+from adl_monai.networks.blocks import conv
+
+torch.set_num_threads(2)
+for _ in range(12):
+    layer = conv(2, {channels}, 16, 1, stride=2).to(torch.bfloat16, memory_format=torch.channels_last)
+    image = torch.rand(1, {channels}, 24, 24, dtype=torch.bfloat16)
+    layer(image.contiguous(memory_format=torch.channels_last)).sum().backward()
+    around = [torch.rand(97 * size + 5) for size in range(40)]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_thinning_is_the_strided_convolution() -> None:
     narrow = conv(2, 3, 5, 1, stride=2)
     image = torch.rand(2, 3, 9, 12)
     torch.testing.assert_close(narrow(image), nn.functional.conv2d(image, narrow.weight, stride=2))
     assert type(narrow) is not nn.Conv2d
-    assert type(conv(2, 8, 5, 1, stride=2)) is nn.Conv2d
+    assert type(conv(2, 16, 5, 1, stride=2)) is nn.Conv2d
