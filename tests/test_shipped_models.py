@@ -305,7 +305,7 @@ def test_training_learns_from_models(manifest: Path, tmp_path: Path) -> None:
     taught, alone = (load_weights(tmp_path / run / "bundle") for run in ("taught", "small"))
     assert any((taught[name] != value).any() for name, value in alone.items())
     # A run that goes on may have another teacher.
-    train(manifest, tmp_path / "taught", teachers=["adl3d"], resume=True)
+    train(manifest, tmp_path / "taught", teachers=["adl3d"], resume=True, overrides={"max_epochs": 4})
     options = json.loads((tmp_path / "taught" / "options.json").read_text())
     assert [model["weights"] for model in options["overrides"]["teachers"]] == [
         str(shipped_bundle(3) / "models" / "model.pt")
