@@ -147,7 +147,7 @@ def train(
                 # What is replaced stays until a batch was learned, by every process: then nothing refuses the options.
                 event = Events.ITERATION_COMPLETED(once=1) if folder.replaces else Events.STARTED
                 begin = partial(folder.begin, source, workflow.parser, options)
-                trainer.add_event_handler(event, lambda engine: begin() if _learns(engine, resume, run_dir) else None)
+                trainer.add_event_handler(event, lambda engine: _has_had_its_epochs(engine, run_dir, resume) or begin())
             workflow.run()
             best = None if evaluator.state.best_metric_epoch == -1 else float(evaluator.state.best_metric)
             if folder is not None:
@@ -179,10 +179,10 @@ def train(
     )
 
 
-def _learns(trainer: Engine, resume: bool, run_dir: Path) -> bool:
-    """Whether options given now have a say: a resumed run that has had its epochs stays the run it is recorded as."""
-    whole = (run_dir / "options.json").exists() and (run_dir / "bundle" / "configs").is_dir()
-    return not (resume and whole and trainer.state.epoch == trainer.state.max_epochs)
+def _has_had_its_epochs(trainer: Engine, run_dir: Path, resume: bool) -> bool:
+    """Whether a resumed run has nothing left to do: it stays what it is recorded as, whatever options are given now."""
+    recorded = (run_dir / "options.json").exists() and (run_dir / "bundle" / "configs").is_dir()
+    return resume and recorded and trainer.state.epoch == trainer.state.max_epochs
 
 
 @contextmanager
