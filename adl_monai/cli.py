@@ -18,6 +18,7 @@ from adl_monai.cli_options import (
     DEVICE,
     ENSEMBLE,
     MODEL,
+    NOISE_FLOOR,
     NOISE_KINDS,
     OVERWRITE,
     PATH,
@@ -70,13 +71,7 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 )
 @STRENGTH
 @ENSEMBLE
-@click.option(
-    "--noise-floor",
-    type=click.Choice(["auto", "remove", "keep"]),
-    default="auto",
-    show_default=True,
-    help="What lifts the mean: removed in MRI, kept with the means in CT, PET, counts. auto asks DICOM's Modality.",
-)
+@NOISE_FLOOR
 @click.option(
     "--nan-policy",
     type=click.Choice(["refuse", "keep"]),
@@ -269,6 +264,7 @@ def train(
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
 @ENSEMBLE
+@NOISE_FLOOR
 @DEVICE
 @PRECISION
 @OVERWRITE

@@ -33,6 +33,13 @@ ENSEMBLE = click.option(
     callback=lambda ctx, param, value: int(value),
     help="Average over this many mirror images: the more, the better, and as many times slower than 1.  [default: 2]",
 )
+NOISE_FLOOR = click.option(
+    "--noise-floor",
+    type=click.Choice(["auto", "remove", "keep"]),
+    default="auto",
+    show_default=True,
+    help="What lifts the mean: removed in MRI, kept with the means in CT, PET, counts. auto asks DICOM's Modality.",
+)
 NOISE_KINDS = (  # of adl_monai.data.noise, which takes seconds to import
     "gaussian",
     "rician",

@@ -183,6 +183,7 @@ class NoiseFloord(MapTransform):
             modality other than MR is named, and warns where none is and the mean fell.
         spatial_dims: Of the network.
         strength: Of the blend to come, for the warning.
+        warns: Whether to warn at all: of noise that was added, it is known whether it lifts the mean.
         allow_missing_keys: Skip keys that a case does not have.
 
     Raises:
@@ -196,10 +197,12 @@ class NoiseFloord(MapTransform):
         noise_floor: str = "auto",
         spatial_dims: int = 3,
         strength: float = 1.0,
+        warns: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         keeps_means(noise_floor)  # refuses any other
+        self.warns = warns
         self.strength = strength
         self.noisy_key = noisy_key
         self.noise_floor = noise_floor
@@ -218,7 +221,7 @@ class NoiseFloord(MapTransform):
             denoised = convert_to_tensor(case[key], track_meta=False, dtype=torch.float32, device=noisy.device)
             if keep:
                 case[key] = convert_to_dst_type(keep_means(noisy, denoised, self.spatial_dims), case[key])[0]
-            elif not modality:
+            elif self.warns and not modality:
                 offset, scale = meta.get("intensity_offset", 0.0), meta.get("intensity_scale", 1.0)
                 before, after = (float(image.mean(dtype=torch.float64)) * scale + offset for image in (noisy, denoised))
                 after = before + self.strength * (after - before)

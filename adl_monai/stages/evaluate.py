@@ -26,6 +26,7 @@ from adl_monai.data.formats import scan_format
 from adl_monai.data.geometry import spacing_from_affine
 from adl_monai.data.io import read_volume
 from adl_monai.data.nifti.file import peek_header
+from adl_monai.data.noise_floor import keeps_means
 from adl_monai.data.output import make_folder_of
 from adl_monai.data.training.case_cache import Refusals
 from adl_monai.errors import ModelError, OutputError, UsageError, surfacing_user_errors
@@ -50,6 +51,7 @@ def evaluate(
     precision: str = "auto",
     seed: int = 0,
     ensemble: int = 2,
+    noise_floor: str = "auto",
     overwrite: bool = False,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -72,6 +74,7 @@ def evaluate(
         precision: As in ``infer``.
         seed: Fixes the noise.
         ensemble: As in ``infer``.
+        noise_floor: As in ``infer``; a warning comes for real pairs alone.
         overwrite: Replace existing outputs.
         progress: Show a bar.
 
@@ -88,6 +91,7 @@ def evaluate(
         OutputError: If an output exists already or cannot be written. All of this is checked before measuring.
     """
     refuse_expressions({"split": split, "noise": noise, "device": device, "precision": precision})
+    keeps_means(noise_floor)  # refuses what is none
     if not sigmas:
         raise UsageError("no noise level was given; expected at least one, such as --sigma 0.05.")
     for sigma in sigmas:
@@ -127,6 +131,8 @@ def evaluate(
                 "device#name": device,
                 "precision": precision,
                 "ensemble": ensemble,
+                "noise_floor": noise_floor,
+                "warn_of_fall": kind == NO_NOISE,
                 "save_tables": False,
                 "data#check": False,  # the pairs, above
                 "data#pairs": kind == NO_NOISE,
@@ -143,7 +149,8 @@ def evaluate(
                 rows.append({"case": case.image, "noise": kind, "sigma": sigma} | figures)
             means = {name: float(state.metrics[name]) for name in COLUMNS[3:]}
             rows.append({"case": "mean", "noise": kind, "sigma": sigma} | means)
-    _write(output, table, {"model": str(root), "split": split, "seed": seed, "ensemble": ensemble}, rows)
+    options = {"split": split, "seed": seed, "ensemble": ensemble, "noise_floor": noise_floor}
+    _write(output, table, {"model": str(root)} | options, rows)
     return rows
 
 

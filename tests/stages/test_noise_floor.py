@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
@@ -16,7 +18,9 @@ import adl_monai
 from adl_monai.bundle import Denoiser, load_denoiser, open_workflow
 from adl_monai.cli import cli
 from adl_monai.data.io import read_volume
+from adl_monai.data.normalization import robust_range
 from adl_monai.errors import UsageError
+from adl_monai.stages.evaluate import evaluate
 from adl_monai.stages.infer import infer
 from tests.data.conftest import build_dicom
 from tests.streaming import stand_in
@@ -121,6 +125,45 @@ def test_the_modality_chooses(
     assert np.array_equal(found["auto"], found[same_as])
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_what_is_measured_is_what_infer_makes(
+    tmp_path: Path, identity_model: Model, rng: np.random.Generator, modality: str, dims: int
+) -> None:
+    clean = 150 * (BODY + 2.0 * SPOT)
+    label = write_series(tmp_path / "clean", clean, modality)
+    pair = {"image": str(write_series(tmp_path / "noisy", 100 * counts(rng, 1.5), modality)), "label": str(label)}
+    (tmp_path / "m.json").write_text(json.dumps({"test": [pair]}))
+    options = {"model": identity_model(dims, 0.3), "device": "cpu", "precision": "fp32"}
+    noisy, truth = read_volume(tmp_path / "noisy"), read_volume(label).array
+    scale = robust_range(torch.from_numpy(noisy.array.astype(np.float32)))[1]
+    found = {}
+    for choice in ("auto", "keep", "remove"):
+        arguments = {**options, "noise_floor": choice}
+        row = evaluate(tmp_path / "m.json", tmp_path / f"{choice}.json", **arguments)[0]
+        error = ((adl_monai.denoise(noisy, **arguments).array - truth) ** 2).mean(dtype=float)
+        assert row["psnr"] == pytest.approx(10 * np.log10(scale**2 / error), abs=0.01)
+        assert json.loads((tmp_path / f"{choice}.json").read_text())["noise_floor"] == choice
+        found[choice] = row["psnr"]
+    assert abs(found["keep"] - found["remove"]) > 0.5
+    assert found["auto"] == found["keep" if modality == "CT" else "remove"]
+
+
+def test_measuring_warns_of_real_pairs_alone(
+    tmp_path: Path, identity_model: Model, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of noise that was added, who measures knows whether it lifts the mean."""
+    paths = {name: str(tmp_path / f"{name}.nii") for name in ("noisy", "clean", "alone")}
+    for path in paths.values():
+        nib.save(nib.Nifti1Image(counts(rng, 1.5).astype(np.float32), np.eye(4)), path)
+    cases = [{"image": paths["noisy"], "label": paths["clean"]}, {"image": paths["alone"]}]
+    (tmp_path / "m.json").write_text(json.dumps({"test": cases}))
+    with caplog.at_level(logging.WARNING):
+        evaluate(tmp_path / "m.json", tmp_path / "metrics.json", model=identity_model(3, 0.3), noise="rician")
+    said = [record.getMessage() for record in caplog.records if "the mean fell" in record.getMessage()]
+    assert [Path(line.split(":")[0]).name for line in said] == ["noisy.nii"]
+
+
 def test_monai_runs_the_bundle_alike(tmp_path: Path, identity_model: Model, rng: np.random.Generator) -> None:
     model = identity_model(3, 0.3)
     source = write_series(tmp_path / "data" / "ct", 100 * counts(rng, 1.5), "CT")
@@ -217,6 +260,8 @@ def test_another_choice_is_refused_before_anything_is_read(tmp_path: Path) -> No
         infer([tmp_path / "none.nii"], noise_floor="drop")
     with pytest.raises(UsageError, match="'drop' is unknown; expected"):
         adl_monai.denoise(np.zeros((8, 8)), noise_floor="drop")
+    with pytest.raises(UsageError, match="'drop' is unknown; expected"):
+        evaluate(tmp_path / "none.json", tmp_path / "metrics.json", noise_floor="drop")
 
 
 @pytest.mark.parametrize("noise_floor", ["auto", "remove"])
