@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels.decoders import gdcm as gdcm_plugin
 from pydicom.uid import UID
 
 from adl_monai.data.dicom.header import SliceHeader
 from adl_monai.data.dicom.padding import padded_pixels
 from adl_monai.data.dicom.parse import discreet, parse
 from adl_monai.errors import ScanFileError
+
+SAFE_GDCM = (3, 0, 25)
+"""The first that refuses a damaged frame: python-gdcm 3.0.24.1 gave back what lay in memory, for most syntaxes."""
 
 
 class PixelReader:
@@ -35,8 +39,8 @@ class PixelReader:
                 dataset = self._open(header)
                 syntax = dataset.file_meta.TransferSyntaxUID.name
                 _require_bytes(dataset, header)
-                _require_decoder(dataset, header)
-                stored = pixel_array(dataset, index=header.frame) if header.frames > 1 else dataset.pixel_array
+                index = header.frame if header.frames > 1 else None
+                stored = pixel_array(dataset, index=index, decoding_plugin=_decoder_for(dataset, header))
                 stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
                 padded = None if header.padding is None else padded_pixels(stored, *header.padding)
                 if header.has_lut:
@@ -65,11 +69,21 @@ class PixelReader:
 
 
 def has_decoder(syntax: UID) -> bool:
-    """Whether pixels in a transfer syntax can be decoded here."""
+    """Whether pixels in a transfer syntax can be decoded here, and damaged ones are refused."""
     try:
-        return bool(get_decoder(syntax).is_available)
+        decoder = get_decoder(syntax)
     except NotImplementedError:
         return False
+    return not decoder.is_encapsulated or bool(_safe_plugins(syntax))
+
+
+def _safe_plugins(syntax: UID) -> list[str]:
+    plugins = get_decoder(syntax).available_plugins
+    return [plugin for plugin in plugins if plugin != "gdcm" or _gdcm_version() >= SAFE_GDCM]
+
+
+def _gdcm_version() -> tuple[int, ...]:
+    return getattr(gdcm_plugin, "GDCM_VERSION", SAFE_GDCM)  # pydicom has none where gdcm is not installed
 
 
 def _require_bytes(dataset: pydicom.Dataset, header: SliceHeader) -> None:
@@ -83,13 +97,23 @@ def _require_bytes(dataset: pydicom.Dataset, header: SliceHeader) -> None:
         )
 
 
-def _require_decoder(dataset: pydicom.Dataset, header: SliceHeader) -> None:
+def _decoder_for(dataset: pydicom.Dataset, header: SliceHeader) -> str:
+    """The pydicom plugin to decode with; "" leaves the choice to pydicom."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not has_decoder(syntax):
+        if _gdcm_version() < SAFE_GDCM:
+            raise ScanFileError(
+                f"{header.path}: the decoder for {syntax.name}, gdcm {'.'.join(map(str, _gdcm_version()))}, does not "
+                f"refuse damaged pixels; expected {'.'.join(map(str, SAFE_GDCM))} or later (pip install --upgrade "
+                "python-gdcm), or decompress the file first."
+            )
         raise ScanFileError(
             f"{header.path}: no decoder for {syntax.name} is installed; install one (pip install python-gdcm), or "
             "decompress the file first."
         )
+    if not syntax.is_encapsulated or _gdcm_version() >= SAFE_GDCM:
+        return ""
+    return _safe_plugins(syntax)[0]
 
 
 def _through_lut(stored: np.ndarray, dataset: pydicom.Dataset, header: SliceHeader) -> np.ndarray:
