@@ -7,8 +7,10 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,7 +50,7 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
         raise UsageError(f"export kind {kind!r} is unknown; expected bundle, torchscript or onnx.")
     if output.suffix != SUFFIXES[kind]:
         raise UsageError(f"output {output.name} must end in {SUFFIXES[kind]} for {kind}.")
-    if kind == "onnx" and find_spec("onnxscript") is None:
+    if kind == "onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
         raise UsageError("export to ONNX needs the packages onnx and onnxscript; install them with pip.")
     from monai.bundle.scripts import ckpt_export, onnx_export
 
@@ -72,6 +74,13 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
             os.replace(temporary, output)
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror or error}); choose another place.") from error
+    except ImportError as error:
+        if kind != "onnx":
+            raise
+        raise UsageError(
+            f"the installed onnx and onnxscript do not fit torch {version('torch')} ({error}); update both (pip install "
+            "--upgrade onnx onnxscript)."
+        ) from error
     return output
 
 
@@ -110,12 +119,16 @@ def _onnx_options(spatial_dims: int) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_onnx() -> Iterator[None]:
-    """Torch warns of operators of packages that are not installed, which this network has none of."""
+    """Torch warns of operators of packages that are not installed, which this network has none of.
+
+    And onnxscript 0.6 prints how many patterns it has rewritten, where scripts look for the output's path.
+    """
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         exporter.setLevel(level)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from adl_monai.bundle import load_denoiser
+from adl_monai.errors import UsageError
 
 SHAPES = ((1, 64, 64, 64), (1, 72, 16, 24), (3, 8, 32, 16))  # batch and sizes; the first is that of the export
 
@@ -64,3 +65,22 @@ def test_onnx_of_a_network_with_norms(identity_model: Callable[[int, float], Pat
     (denoised,) = session.run(None, {"noisy": noisy.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(denoised, network(noisy).numpy(), atol=1e-5)
+
+
+def test_packages_that_torch_does_not_know_are_told(
+    identity_model: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxscript 0.5, which has nothing for torch 2.11."""
+    from adl_monai.stages.export import export
+
+    def unfit(**options: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript._framework_apis.torch_2_11'")
+
+    monkeypatch.setattr("adl_monai.stages.export.find_spec", lambda name: name)
+    monkeypatch.setattr("monai.bundle.scripts.onnx_export", unfit)
+    with pytest.raises(UsageError, match=r"do not fit torch 2\.\d+\.\d+.*torch_2_11.*--upgrade onnx onnxscript"):
+        export(identity_model(3), tmp_path / "m.onnx", kind="onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["identity_3d"]
+    monkeypatch.setattr("adl_monai.stages.export.find_spec", lambda name: None if name == "onnx" else name)
+    with pytest.raises(UsageError, match="needs the packages onnx and onnxscript"):
+        export(identity_model(3), tmp_path / "m.onnx", kind="onnx")
