@@ -31,6 +31,7 @@ from adl_monai.cli_options import (
 )
 from adl_monai.cli_streams import refusal, say, take_any_letter
 from adl_monai.errors import system_error, user_error
+from adl_monai.quiet import without_tensorflow
 from adl_monai.version import __version__
 
 
@@ -413,6 +414,7 @@ def info() -> None:
 def main() -> NoReturn:
     """Run the command line; a user's error is one short paragraph and its exit code."""
     take_any_letter()
+    without_tensorflow()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)
         if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup

@@ -1,11 +1,13 @@
-"""Keep the log lines of the libraries beneath us out of the user's sight while they work for us, and no longer."""
+"""Keep what the libraries beneath us say out of the user's sight while they work for us, and no longer."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from types import ModuleType
 
 LIBRARIES = ("monai", "ignite", "tifffile")
 
@@ -43,3 +45,12 @@ def quiet_libraries(*names: str) -> Iterator[None]:
                     if library.level == logging.CRITICAL:
                         library.setLevel(level)
                 _levels.clear()
+
+
+def without_tensorflow() -> None:
+    """Keep TensorBoard from importing TensorFlow, for a process of our own.
+
+    MONAI imports TensorBoard, which takes TensorFlow where that is installed: seconds, and lines of its log on the
+    standard error. Whether it shall, it learns from a module of this name; its own stand-in writes the same files.
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))

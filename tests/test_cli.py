@@ -67,6 +67,16 @@ def test_errors_are_one_paragraph_with_an_exit_code(tmp_path: Path) -> None:
     assert "Traceback" in run("--debug", "infer", "missing.nii.gz", cwd=tmp_path).stderr
 
 
+def test_tensorflow_is_left_alone(tmp_path: Path, manifest: Path) -> None:
+    """TensorBoard imports it where it is installed; it takes seconds and logs to the standard error."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('TensorFlow was imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = run("-q", "train", str(manifest), "-o", "run", *SETTINGS, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 @pytest.mark.parametrize("closed", ["2>&-", ">&-"])
 def test_streams_that_a_script_has_closed(tmp_path: Path, closed: str) -> None:

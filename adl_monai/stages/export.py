@@ -78,8 +78,8 @@ def export(model: str | Path, output: str | Path, *, kind: str = "bundle", overw
         if kind != "onnx":
             raise
         raise UsageError(
-            f"the installed onnx and onnxscript do not fit torch {version('torch')} ({error}); update both (pip install "
-            "--upgrade onnx onnxscript)."
+            f"the installed onnx and onnxscript do not fit torch {version('torch')} ({error}); update both (pip "
+            "install --upgrade onnx onnxscript)."
         ) from error
     return output
 
