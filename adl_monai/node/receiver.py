@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from adl_monai.data.derivation import names_this_tool
+from adl_monai.data.dicom.decoders import has_decoder
 from adl_monai.data.dicom.parse import discreet, parse
-from adl_monai.data.dicom.pixels import has_decoder
 from adl_monai.errors import UsageError
 from adl_monai.node.arrivals import STALE, Arrivals
 from adl_monai.node.network import silent_pynetdicom

@@ -79,7 +79,7 @@ def half(paths: list[Path]) -> None:
 
 def unreadable_compression(paths: list[Path]) -> None:
     dataset = pydicom.dcmread(paths[2])
-    dataset.PixelData = encapsulate([b"\0" * 40])
+    dataset.PixelData = encapsulate([b"\0" * 40 + b"\xff\xd9"])
     dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
     dataset.save_as(paths[2])
 

@@ -1,20 +1,15 @@
-"""Stored values of DICOM images, decoded by pydicom and whatever decoders are installed beside it."""
+"""Stored values of DICOM images."""
 
 from __future__ import annotations
 
 import numpy as np
 import pydicom
-from pydicom.pixels import get_decoder, pixel_array
-from pydicom.pixels.decoders import gdcm as gdcm_plugin
-from pydicom.uid import UID
 
+from adl_monai.data.dicom.decoders import decode
 from adl_monai.data.dicom.header import SliceHeader
 from adl_monai.data.dicom.padding import padded_pixels
 from adl_monai.data.dicom.parse import discreet, parse
 from adl_monai.errors import ScanFileError
-
-SAFE_GDCM = (3, 0, 25)
-"""The first that refuses a damaged frame: python-gdcm 3.0.24.1 gave back what lay in memory, for most syntaxes."""
 
 
 class PixelReader:
@@ -39,8 +34,7 @@ class PixelReader:
                 dataset = self._open(header)
                 syntax = dataset.file_meta.TransferSyntaxUID.name
                 _require_bytes(dataset, header)
-                index = header.frame if header.frames > 1 else None
-                stored = pixel_array(dataset, index=index, decoding_plugin=_decoder_for(dataset, header))
+                stored = decode(dataset, header)
                 stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
                 padded = None if header.padding is None else padded_pixels(stored, *header.padding)
                 if header.has_lut:
@@ -68,24 +62,6 @@ class PixelReader:
         return self._dataset
 
 
-def has_decoder(syntax: UID) -> bool:
-    """Whether pixels in a transfer syntax can be decoded here, and damaged ones are refused."""
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        return False
-    return not decoder.is_encapsulated or bool(_safe_plugins(syntax))
-
-
-def _safe_plugins(syntax: UID) -> list[str]:
-    plugins = get_decoder(syntax).available_plugins
-    return [plugin for plugin in plugins if plugin != "gdcm" or _gdcm_version() >= SAFE_GDCM]
-
-
-def _gdcm_version() -> tuple[int, ...]:
-    return getattr(gdcm_plugin, "GDCM_VERSION", SAFE_GDCM)  # pydicom has none where gdcm is not installed
-
-
 def _require_bytes(dataset: pydicom.Dataset, header: SliceHeader) -> None:
     needed = header.frames * header.rows * header.columns * (int(dataset.BitsAllocated) // 8)
     held, compressed = len(dataset.get("PixelData", b"")), dataset.file_meta.TransferSyntaxUID.is_compressed
@@ -95,25 +71,6 @@ def _require_bytes(dataset: pydicom.Dataset, header: SliceHeader) -> None:
         raise ScanFileError(
             f"{header.path}: PixelData holds {held} bytes, but its size claims {needed}; the header is damaged."
         )
-
-
-def _decoder_for(dataset: pydicom.Dataset, header: SliceHeader) -> str:
-    """The pydicom plugin to decode with; "" leaves the choice to pydicom."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not has_decoder(syntax):
-        if _gdcm_version() < SAFE_GDCM:
-            raise ScanFileError(
-                f"{header.path}: the decoder for {syntax.name}, gdcm {'.'.join(map(str, _gdcm_version()))}, does not "
-                f"refuse damaged pixels; expected {'.'.join(map(str, SAFE_GDCM))} or later (pip install --upgrade "
-                "python-gdcm), or decompress the file first."
-            )
-        raise ScanFileError(
-            f"{header.path}: no decoder for {syntax.name} is installed; install one (pip install python-gdcm), or "
-            "decompress the file first."
-        )
-    if not syntax.is_encapsulated or _gdcm_version() >= SAFE_GDCM:
-        return ""
-    return _safe_plugins(syntax)[0]
 
 
 def _through_lut(stored: np.ndarray, dataset: pydicom.Dataset, header: SliceHeader) -> np.ndarray:
