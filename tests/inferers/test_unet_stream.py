@@ -81,8 +81,8 @@ def test_the_weights_are_those_it_was_made_with() -> None:
 
 def test_what_would_not_be_the_same_is_not_led() -> None:
     class Brighter(EfficientUNet):
-        def forward(self, noisy: Tensor) -> Any:
-            return super().forward(noisy) + 1
+        def finish(self, noisy: Tensor, raw: Tensor) -> Tensor:
+            return super().finish(noisy, raw) + 1
 
     assert can_roll(network_with())
     assert not can_roll(Brighter(2, filters=(8, 8, 16, 16)).eval())
@@ -90,15 +90,15 @@ def test_what_would_not_be_the_same_is_not_led() -> None:
     assert not can_roll(network_with(norm=("batch", {"affine": False}))), "there is nothing to fold"
 
 
-def nodes(part: object) -> Iterator[object]:
+def nodes(part: object) -> Iterator[Queue | RollingConv | RollingUpsample]:
     """All that holds planes, wherever it is kept."""
-    if isinstance(part, (list, tuple)):
+    if isinstance(part, list | tuple):
         for one in part:
             yield from nodes(one)
-    elif isinstance(part, (UNetStream, RollingBlock, RollingPair)):
-        yield from nodes(list(vars(part).values()))
-    elif isinstance(part, (Queue, RollingConv, RollingUpsample)):
+    elif isinstance(part, Queue | RollingConv | RollingUpsample):
         yield part
+    elif isinstance(part, UNetStream | RollingBlock | RollingPair):
+        yield from nodes(list(vars(part).values()))
 
 
 @pytest.mark.parametrize("paper", [False, True])
