@@ -77,9 +77,9 @@ def _counts(size: int, divisor: int) -> range:
 
 
 def _cut(size: int, count: int, divisor: int) -> list[tuple[int, int]]:
-    """About equal parts, at multiples of the divisor."""
+    """About equal parts, at multiples of the divisor; ``count`` is at most ``size / divisor``, so none is empty."""
     edges = [round(part * size / count / divisor) * divisor for part in range(count + 1)]
-    return [(a, b) for a, b in pairwise(edges) if b > a]
+    return list(pairwise(edges))
 
 
 def _lengths(cuts: Sequence[tuple[int, int]], halo: int, size: int) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adl_monai.inferers import TiledInferer
 from adl_monai.inferers.far_values import HIGHEST
 from adl_monai.inferers.rolling import RollingConv
-from adl_monai.inferers.sweep import VOXELS_AT_ONCE
+from adl_monai.inferers.sweep import SAFETY, VOXELS_AT_ONCE
 from adl_monai.inferers.tiles import pad_by_reflection, smaller_edge
 from adl_monai.inferers.unet_stream import UNetStream, can_roll
 from adl_monai.networks import EfficientUNet
@@ -53,7 +53,7 @@ def test_each_axis_has_its_own_tile_edge() -> None:
 
 def test_sizes_are_multiples_of_the_divisor() -> None:
     """Those of the image as those of tiles, the smaller ones too that are tried where memory runs out."""
-    assert set(shapes_seen(torch.rand(1, 1, 20, 12), tile=16, divisor=16)) == {(1, 1, 16, 16)}
+    assert shapes_seen(torch.rand(1, 1, 20, 12), tile=48, divisor=16) == [(1, 1, 32, 16)]
     assert pad_by_reflection(torch.rand(1, 1, 20, 12), 16).shape == (1, 1, 32, 16)
     with pytest.raises(ValueError, match="multiples of 16"):
         TiledInferer(2, 24, divisor=16)
@@ -217,6 +217,16 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(UNetStream, "push", counted)
     return shapes
+
+
+@pytest.mark.parametrize(("max_memory", "expected"), [(None, 1e9), (3e9, 1.5e9)])
+def test_half_of_the_memory_allowed_is_for_the_network(
+    monkeypatch: pytest.MonkeyPatch, max_memory: float | None, expected: float
+) -> None:
+    """Without a word of it, half of what the machine has free is allowed."""
+    monkeypatch.setattr("adl_monai.memory.available_memory", lambda: 4e9)
+    sweep = TiledInferer(2, 16, precision="fp32", max_memory=max_memory)._sweep(some_network(2), CPU)
+    assert sweep.most_pixels * SAFETY * sweep.bytes_per_pixel == pytest.approx(expected)
 
 
 def test_as_many_images_at_once_as_their_voxels_allow(monkeypatch: pytest.MonkeyPatch) -> None:
