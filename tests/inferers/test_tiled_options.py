@@ -219,13 +219,13 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize(("max_memory", "expected"), [(None, 1e9), (3e9, 1.5e9)])
+@pytest.mark.parametrize(("options", "expected"), [({}, 1e9), ({"max_memory": 3e9}, 1.5e9)])
 def test_half_of_the_memory_allowed_is_for_the_network(
-    monkeypatch: pytest.MonkeyPatch, max_memory: float | None, expected: float
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: float
 ) -> None:
     """Without a word of it, half of what the machine has free is allowed."""
     monkeypatch.setattr("adl_monai.memory.available_memory", lambda: 4e9)
-    sweep = TiledInferer(2, 16, precision="fp32", max_memory=max_memory)._sweep(some_network(2), CPU)
+    sweep = TiledInferer(2, 16, precision="fp32", **options)._sweep(some_network(2), CPU)
     assert sweep.most_pixels * SAFETY * sweep.bytes_per_pixel == pytest.approx(expected)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adl_monai.compute import place
 from adl_monai.inferers.rolling import Queue, RollingBlock, RollingConv, RollingPair, RollingUpsample
 from adl_monai.inferers.unet_stream import UNetStream, can_roll
 from adl_monai.networks import EfficientUNet
@@ -71,6 +72,7 @@ def test_the_end_may_come_after_the_last_plane() -> None:
 
 def test_the_weights_are_those_it_was_made_with() -> None:
     network, image = some_network(2), torch.rand(1, 1, 16, 16)
+    place(network, CPU, 2)  # in the layout that it wants them in
     stream = UNetStream(network, None, CPU)
     with torch.inference_mode():
         before = led(stream, image)
