@@ -25,14 +25,19 @@ from tests.inferers.test_unet_stream import nodes
 
 
 def swept(sweep: Sweep, images: Tensor, **options: Any) -> tuple[Tensor, list[Box]]:
-    """The result and the boxes that were read for it."""
+    """The result and the boxes that were read for it; none is empty or leaves the image, as a file wants it."""
     denoised, boxes = torch.full_like(images, torch.nan), []
 
+    def check(box: Box) -> None:
+        assert all(0 <= part.start < part.stop <= size for part, size in zip(box, images.shape[2:], strict=True))
+
     def read(box: Box) -> Tensor:
+        check(box)
         boxes.append(box)
         return images[:, :, *box]
 
     def write(box: Box, part: Tensor) -> None:
+        check(box)
         denoised[:, :, *box] = part
 
     with torch.inference_mode():
@@ -94,9 +99,9 @@ def test_the_bar_ends_where_the_image_does(monkeypatch: pytest.MonkeyPatch, most
     monkeypatch.setattr(bars, "tqdm", Bar)
     sweep = Sweep(some_network(2), None, CPU, math.inf)
     sweep.most_pixels = most_pixels
-    columns = len(sweep.columns((20, 200)))
+    columns = len(sweep.columns((20, 203)))
     assert (columns > 1) is (most_pixels == 120)
-    swept(sweep, torch.rand(1, 1, 20, 200), progress=True)
+    swept(sweep, torch.rand(1, 1, 20, 203), progress=True)
     assert [bar.total for bar in shown] == [20 * columns]
 
 

@@ -71,14 +71,22 @@ def test_a_bar_is_shown_where_it_is_wanted(capsys: pytest.CaptureFixture[str], p
     assert bool(capsys.readouterr().err) is progress
 
 
-def test_the_network_runs_on_the_device_asked_for() -> None:
-    """The meta device stands in for a GPU: its tensors have shapes and no values."""
+def test_the_network_runs_on_the_device_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in its memory. The meta device stands in for a GPU: its tensors have shapes and no values."""
+    asked: list[str] = []
+
+    def budget(max_memory: float | None, device: torch.device | None = None) -> float:
+        asked.append(str(device))
+        return 1e9
+
+    monkeypatch.setattr("adl_monai.inferers.tiled.memory_budget", budget)
     for device, expected in ((None, "cpu"), ("meta", "meta")):
         stream = TiledInferer(2, 16, precision="fp32", device=device)._sweep(some_network(2), CPU).stream
         layer = stream.encode1.first
         assert isinstance(layer, RollingConv)
         assert (stream.device.type, layer.weight.device.type) == (expected, expected)
         assert (layer.fused is None) is (expected != "cpu"), "oneDNN is for CPUs"
+    assert asked == ["cpu", "meta"]
 
 
 def test_tiles_run_there_too_and_are_put_together_where_the_image_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +204,13 @@ def test_images_come_out_in_float32(dtype: torch.dtype, percentiles: tuple[float
         with torch.inference_mode():
             found = TiledInferer(2, 16, precision="fp32", percentiles=percentiles)(image, network)
         assert found.dtype == torch.float32
+
+
+def test_values_far_outside_come_back_in_float32_too() -> None:
+    """Between 32768 and 65536, float16 holds every 32nd number."""
+    image = torch.rand(1, 1, 16, 16).half()
+    image[0, 0, 3, 3] = 60_000
+    assert TiledInferer(2, 16, precision="fp32")(image, nn.Identity())[0, 0, 3, 3] == pytest.approx(60_000, abs=0.1)
 
 
 def test_what_can_be_streamed_and_what_that_needs() -> None:
