@@ -121,7 +121,9 @@ def test_after_a_failure_nothing_of_the_failed_pass_is_left(monkeypatch: pytest.
     with torch.inference_mode():
         sweep.stream.push(image[:, :, :24], False)
     assert sweep.stream.held_bytes() > 0
-    sweep.shrink(image.shape[2:])
+    voxels = sweep.voxels
+    assert not sweep.shrink(image.shape[2:]), "16 columns cannot be cut, and the pieces fit the cache"
+    assert sweep.voxels == voxels
     assert_same(swept(sweep, image)[0], whole(network, image))
 
 

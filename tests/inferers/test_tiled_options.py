@@ -263,10 +263,23 @@ def test_as_many_images_at_once_as_their_voxels_allow(monkeypatch: pytest.Monkey
 
 
 def test_as_many_slices_are_read_at_once_as_their_voxels_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, volume = some_network(2), torch.rand(1, 1, 16, 16, 5)
+    """All their channels, none twice and none past the end."""
+    network = EfficientUNet(2, 2, 2, (8, 8, 8, 8), norm=None, head="residual", multi_scale=False).eval()
+    volume = torch.rand(1, 2, 16, 16, 5)
     monkeypatch.setitem(VOXELS_AT_ONCE, "cpu", 2 * 16 * 16)
-    boxes = []
-    TiledInferer(2, 16, precision="fp32").stream(
-        lambda box: volume[:, :, *box], lambda box, part: boxes.append(box[2]), volume.shape[2:], network
-    )
-    assert boxes == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    inferer, streamed = TiledInferer(2, 16, precision="fp32"), torch.full_like(volume, torch.nan)
+    read_slices, written = [], []
+
+    def read(box: tuple[slice, ...]) -> Tensor:
+        read_slices.append((box[2].start, box[2].stop))
+        return volume[:, :, *box]
+
+    def write(box: tuple[slice, ...], part: Tensor) -> None:
+        written.append((box[2].start, box[2].stop))
+        streamed[:, :, *box] = part
+
+    with torch.inference_mode():
+        inferer.stream(read, write, volume.shape[2:], network)
+        torch.testing.assert_close(streamed, inferer(volume, network))
+    assert written == [(0, 2), (2, 4), (4, 5)]
+    assert sorted(read_slices) == written

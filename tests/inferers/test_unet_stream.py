@@ -70,6 +70,13 @@ def test_the_end_may_come_after_the_last_plane() -> None:
             assert_same(torch.cat([part for part in parts if part is not None], 2), whole(network, image))
 
 
+def test_float32_needs_no_second_image_for_its_rest() -> None:
+    for dtype, images in ((None, 1), (torch.float32, 1), (torch.bfloat16, 2)):
+        first = UNetStream(some_network(2), dtype, CPU).encode1.first
+        assert isinstance(first, RollingConv)
+        assert first.weight.shape[1] == images
+
+
 def test_the_weights_are_those_it_was_made_with() -> None:
     network, image = some_network(2), torch.rand(1, 1, 16, 16)
     place(network, CPU, 2)  # in the layout that it wants them in
