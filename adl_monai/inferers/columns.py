@@ -42,12 +42,12 @@ def plan_columns(plane: Sequence[int], halo: int, most_pixels: float, divisor: i
     """
     best: list[list[tuple[int, int]]] | None = None
     cost = math.inf
-    for counts in product(*(range(1, min(size // divisor, MOST_CUTS) + 1) for size in plane)):
+    for counts in product(*(_counts(size, divisor) for size in plane)):
         axes = [_cut(size, count, divisor) for size, count in zip(plane, counts, strict=True)]
-        lengths = [[_grown(c, halo, size) for c in cuts] for cuts, size in zip(axes, plane, strict=True)]
-        if math.prod(max(stop - start for start, stop in spans) for spans in lengths) > most_pixels:
+        lengths = [_lengths(cuts, halo, size) for cuts, size in zip(axes, plane, strict=True)]
+        if math.prod(max(along) for along in lengths) > most_pixels:
             continue
-        total = math.prod(sum(stop - start for start, stop in spans) for spans in lengths)
+        total = math.prod(sum(along) for along in lengths)
         if total < cost:
             best, cost = axes, total
     if best is None:
@@ -65,14 +65,27 @@ def plan_columns(plane: Sequence[int], halo: int, most_pixels: float, divisor: i
 
 
 def smallest_column(plane: Sequence[int], halo: int, divisor: int) -> int:
-    """Pixels of the smallest column that gives anything."""
-    return math.prod(min(size, divisor + 2 * halo) for size in plane)
+    """Pixels of the smallest columns that a plane can be cut into; more in a plane too large for ``MOST_CUTS``."""
+    return math.prod(
+        min(max(_lengths(_cut(size, count, divisor), halo, size)) for count in _counts(size, divisor)) for size in plane
+    )
+
+
+def _counts(size: int, divisor: int) -> range:
+    """Into how many parts an axis may be cut."""
+    return range(1, min(size // divisor, MOST_CUTS) + 1)
 
 
 def _cut(size: int, count: int, divisor: int) -> list[tuple[int, int]]:
-    """About equal parts, at multiples of the divisor."""
+    """About equal parts, at multiples of the divisor; ``count`` is at most ``size / divisor``, so none is empty."""
     edges = [round(part * size / count / divisor) * divisor for part in range(count + 1)]
-    return [(a, b) for a, b in pairwise(edges) if b > a]
+    return list(pairwise(edges))
+
+
+def _lengths(cuts: Sequence[tuple[int, int]], halo: int, size: int) -> list[int]:
+    """Of parts with their halos."""
+    grown = (_grown(cut, halo, size) for cut in cuts)
+    return [stop - start for start, stop in grown]
 
 
 def _grown(cut: tuple[int, int], halo: int, size: int) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def mirror_images(count: int, spatial_dims: int) -> list[tuple[int, ...]]:
     return every
 
 
-def mean_over_flips(network: Callable[[Tensor], Tensor], noisy: Tensor, count: int = 8) -> Tensor:
+def mean_over_flips(network: Callable[[Tensor], Tensor], noisy: Tensor, count: int) -> Tensor:
     """Denoise mirror images, mirror back, average: one forward each, of the memory of one.
 
     Args:

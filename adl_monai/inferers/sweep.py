@@ -137,11 +137,11 @@ class Sweep:
         along = slice(done, min(done + denoised.shape[2], shape[self.along]))
         if along.stop <= along.start:
             return denoised.shape[2]
+        # Never empty: it starts at a cell's start, and every cell holds some of the image.
         core = [slice(part.start, min(part.stop, shape[a])) for part, a in zip(column.core, self.across, strict=True)]
-        if all(part.stop > part.start for part in core):
-            inner = [slice(c.start - r.start, c.stop - r.start) for c, r in zip(core, column.read, strict=True)]
-            kept = denoised[(slice(None), slice(None), slice(0, along.stop - along.start), *inner)]
-            write(self._box(core, along), kept.movedim(2, 2 + self.along))
+        inner = [slice(c.start - r.start, c.stop - r.start) for c, r in zip(core, column.read, strict=True)]
+        kept = denoised[(slice(None), slice(None), slice(0, along.stop - along.start), *inner)]
+        write(self._box(core, along), kept.movedim(2, 2 + self.along))
         return denoised.shape[2]
 
     def _bytes_per_pixel(self, network: EfficientUNet) -> float:

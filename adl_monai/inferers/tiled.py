@@ -107,6 +107,7 @@ class TiledInferer(Inferer):
             Float32, the shape, device and (for a ``MetaTensor``) metadata of ``inputs``.
         """
         if self.percentiles is not None:
+            inputs = inputs.float()
             ranges = [robust_range(image, *self.percentiles) for image in inputs.as_subclass(Tensor)]
             offset, scale = (inputs.new_tensor(one).as_subclass(Tensor) for one in zip(*ranges, strict=True))
             shape = (-1, *(1,) * (inputs.ndim - 1))

@@ -23,6 +23,17 @@ def test_a_rolling_convolution_is_the_convolution(kernel: int, stride: int, dila
     torch.testing.assert_close(rolled(rolling, image, planes), expected)
 
 
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("planes", [1, 2, 5])
+def test_a_stride_starts_anew_with_each_image(stride: int, planes: int) -> None:
+    """Whether or not it stepped over the end of the one before."""
+    conv = nn.Conv2d(2, 3, 1, stride, bias=False).requires_grad_(False)
+    rolling = RollingConv(conv.weight, None, stride)
+    for length in (7, 10, 9):
+        image = torch.rand(1, 2, length, 6)
+        torch.testing.assert_close(rolled(rolling, image, planes), conv(image))
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("planes", [1, 2, 5, 16])
 def test_a_rolling_upsampling_is_the_transposed_convolution(planes: int, spatial_dims: int) -> None:
@@ -63,3 +74,4 @@ def test_a_queue_gives_planes_in_their_order() -> None:
     assert queue.count == 10
     assert torch.equal(torch.cat([queue.take(n) for n in (1, 4, 3, 2)], 1), planes)
     assert queue.count == 0
+    assert queue.tensors() == [], "an empty rest would hold the memory of what was taken"

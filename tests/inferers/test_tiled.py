@@ -209,12 +209,17 @@ def test_smaller_tiles_where_memory_runs_out(caplog: pytest.LogCaptureFixture) -
 
 
 def test_no_tile_is_small_enough_or_the_error_another() -> None:
+    tries: list[int] = []
+
     def fail(text: str) -> Callable[[Tensor], Tensor]:
         def network(noisy: Tensor) -> Tensor:
+            tries.append(noisy.shape[2])
             raise RuntimeError(text)
 
         return network
 
-    for text in ("CUDA out of memory", "mat1 and mat2 shapes cannot be multiplied"):
+    for text, expected in (("CUDA out of memory", [64, 32]), ("mat1 and mat2 shapes cannot be multiplied", [64])):
+        tries.clear()
         with pytest.raises(RuntimeError, match=text):
             TiledInferer(3, 64, precision="fp32")(torch.rand(1, 1, 64, 64, 64), fail(text))
+        assert tries == expected
