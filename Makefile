@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := demo_output
 DEMO_EPOCHS ?= 8
 
-.PHONY: demo demo-train test test-slow lint format clean
+.PHONY: demo demo-train test test-slow test-lowest lint format clean
 
 $(VENV)/.runtime: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,15 @@ test: $(VENV)/.development
 test-slow: $(VENV)/.development
 	$(BIN)/python -m pytest -m slow
 
+# With the lowest versions that setup.cfg names. Linux: this torch is the large CUDA build, unless TORCH_OPTIONS say otherwise.
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	sed -n 's/^    \([A-Za-z0-9-]*\)>=\([0-9.]*\)$$/\1==\2/p' setup.cfg | sort -V \
+		| awk -F== '{highest[$$1] = $$2} END {for (name in highest) print name "==" highest[name]}' > $(VENV)-lowest/lowest.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt $(TORCH_OPTIONS) torch
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt --editable ".[test]"
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest --numprocesses 2
+
 lint: $(VENV)/.development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +56,4 @@ format: $(VENV)/.development
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(DEMO) build dist *.egg-info
