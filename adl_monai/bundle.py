@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from adl_monai.bundle_values import check_values, first_line, read_values, refuse_expressions
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 WEIGHTS_HASH = "weights_sha256"  # in a shipped bundle's metadata.json
 MODEL_CARD = "model_card.md"
+
+_parsing = RLock()
+"""Python 3.11 counts how deep it parses for all threads together, and raises a SystemError where the sums differ."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +213,9 @@ def load_denoiser(
     root = find_bundle(model, spatial_dims)
     trusted, overrides = inference_overrides(root)
     weights = load_weights(root)
-    workflow = open_workflow(trusted, ("inference",), "infer", {**overrides, **options})
-    parser = workflow.parser
-    with surfacing_user_errors(), quiet_libraries():
+    with _parsing, surfacing_user_errors(), quiet_libraries():
+        workflow = open_workflow(trusted, ("inference",), "infer", {**overrides, **options})
+        parser = workflow.parser
         workflow.initialize()
         # Shapes only: initial weights would be random numbers, and the caller's own would go on elsewhere after them.
         with torch.device("meta"):
@@ -219,7 +223,10 @@ def load_denoiser(
         bare.to_empty(device="cpu")
         network = parser.get_parsed_content("network")  # the same, in its place
         lower, upper = parser.get_parsed_content("intensity_percentiles")
-        parts = {name: parser.get_parsed_content(name) for name in ("inferer", "preprocessing", "postprocessing")}
+        parts = {
+            name: parser.get_parsed_content(name) for name in ("inferer", "preprocessing", "postprocessing", "device")
+        }
+        axes = parser.get_parsed_content("network_def#spatial_dims")
     try:
         network.load_state_dict(weights)
     except Exception as error:
@@ -229,8 +236,7 @@ def load_denoiser(
     network.eval()
     return Denoiser(
         name=model_name(root),
-        spatial_dims=parser.get_parsed_content("network_def#spatial_dims"),
-        device=parser.get_parsed_content("device"),
+        spatial_dims=axes,
         network=network,
         percentiles=(float(lower), float(upper)),
         **parts,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import random
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +22,7 @@ import torch
 from ignite.engine import Engine, Events
 
 import adl_monai
+from adl_monai.bundle import load_denoiser
 from adl_monai.quiet import quiet_libraries
 from adl_monai.stages.evaluate import evaluate
 from adl_monai.stages.export import export
@@ -95,6 +99,25 @@ def test_monai_and_ignite_may_speak_again(
     finally:
         logging.getLogger("ignite").setLevel(logging.NOTSET)
         logging.getLogger("ignite.engine.engine.Engine").setLevel(logging.NOTSET)
+
+
+def test_threads_parse_one_after_the_other(identity_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI parses expressions of a bundle; two threads at it can raise a SystemError in Python 3.11 (ast.parse)."""
+    model, parse, within, most = identity_model(3), ast.parse, [], []
+
+    def watched(*given: Any, **named: Any) -> ast.AST:
+        within.append(1)
+        most.append(len(within))
+        time.sleep(0.01)
+        within.pop()
+        return parse(*given, **named)
+
+    load_denoiser(model)
+    monkeypatch.setattr("monai.bundle.config_item.ast.parse", watched)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: load_denoiser(model), range(4)))
+    assert len(most) >= 4
+    assert max(most) == 1
 
 
 def test_threads_share_the_quiet() -> None:
