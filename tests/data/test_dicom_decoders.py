@@ -8,13 +8,15 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
 from adl_monai.data.dicom.decoders import has_decoder
 from adl_monai.data.dicom.read import read_dicom
 from adl_monai.errors import ScanFileError
+
+from .conftest import build_enhanced
 
 JPEG_LS, JPEG_2000 = "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm"
 ENDING = [JPEG_LS, JPEG_2000, "JPGLosslessP14SV1_1s_1f_8b.dcm"]
@@ -86,6 +88,29 @@ def test_a_frame_that_is_cut_short_is_no_matter_of_the_decoder(
     for padding in (b"", b"\0", b"\xff"):
         padded = changed(name, tmp_path, lambda frame, padding=padding: frame + padding)  # type: ignore[misc]
         assert np.array_equal(read_dicom(padded).array, whole)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_the_frame_that_is_cut_short_is_named(tmp_path: Path, extended: bool) -> None:
+    groups = pydicom.dcmread(build_enhanced(tmp_path / "e.dcm", [np.ones((6, 5), np.uint16)] * 10, range(10, 0, -1)))
+    dataset = pydicom.dcmread(real_file("emri_small_jpeg_ls_lossless.dcm"))
+    dataset.SharedFunctionalGroupsSequence = groups.SharedFunctionalGroupsSequence
+    dataset.PerFrameFunctionalGroupsSequence = groups.PerFrameFunctionalGroupsSequence
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=10))
+    expected = pydicom.dcmread(real_file("emri_small.dcm")).pixel_array.T.astype(np.float32) - 1024
+    for cut in (False, True):
+        if cut:
+            frames[6] = frames[6][: len(frames[6]) // 2]
+        if extended:
+            given = encapsulate_extended(frames)
+            dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = given
+        else:
+            dataset.PixelData = encapsulate(frames)
+        dataset.save_as(tmp_path / "scan.dcm")
+        if not cut:
+            assert np.array_equal(read_dicom(tmp_path / "scan.dcm").array, expected)
+    with pytest.raises(ScanFileError, match=r"scan\.dcm \(frame 7\): the compressed pixels \(JPEG-LS.*cut short"):
+        read_dicom(tmp_path / "scan.dcm")
 
 
 @pytest.mark.parametrize("name, syntax", [(JPEG_LS, JPEGLSLossless), (ENDING[2], JPEGLosslessSV1)])

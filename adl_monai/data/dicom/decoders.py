@@ -66,14 +66,12 @@ def decode(dataset: pydicom.Dataset, header: SliceHeader) -> np.ndarray:
 
 
 def _trusted(syntax: UID) -> list[str]:
-    """Names of pydicom's plugins. What a strict one refuses is not for a lenient one."""
+    """Names of pydicom's plugins. What a strict one refuses is not for a lenient one, which alone knows 12-bit JPEG."""
     plugins = get_decoder(syntax).available_plugins
     safe = [plugin for plugin in plugins if plugin != "gdcm" or _gdcm_version() >= SAFE_GDCM]
-    strict = [plugin for plugin in safe if plugin != LENIENT]
-    lenient = (
-        syntax in JPEGTransferSyntaxes + JPEGLSTransferSyntaxes and syntax != JPEGExtended12Bit
-    )  # others lack that
-    return strict if strict and lenient else safe
+    if syntax not in JPEGTransferSyntaxes + JPEGLSTransferSyntaxes or syntax == JPEGExtended12Bit:
+        return safe
+    return [plugin for plugin in safe if plugin != LENIENT] or safe
 
 
 def _gdcm_version() -> tuple[int, ...]:
@@ -106,5 +104,5 @@ def _require_end(dataset: pydicom.Dataset, header: SliceHeader) -> None:
     frame = get_frame(dataset.PixelData, header.frame, extended_offsets=offsets, number_of_frames=header.frames)
     if not frame.rstrip(PADDING).endswith(END):
         raise ScanFileError(
-            f"{header.path}: the compressed pixels ({syntax.name}) do not end as they should; the file is cut short."
+            f"{header.label}: the compressed pixels ({syntax.name}) do not end as they should; the file is cut short."
         )
