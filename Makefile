@@ -40,7 +40,7 @@ test-slow: $(VENV)/.development
 # With the lowest versions that setup.cfg names. Linux: this torch is the large CUDA build, unless TORCH_OPTIONS say otherwise.
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
-	sed -n 's/^    \([A-Za-z0-9-]*\)>=\([0-9.]*\)$$/\1==\2/p' setup.cfg | sort -V \
+	sed -n 's/^    \([A-Za-z0-9-]*\)>=\([0-9a-z.]*\)$$/\1==\2/p' setup.cfg | sort -V \
 		| awk -F== '{highest[$$1] = $$2} END {for (name in highest) print name "==" highest[name]}' > $(VENV)-lowest/lowest.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt $(TORCH_OPTIONS) torch
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt --editable ".[test]"
