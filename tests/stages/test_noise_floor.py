@@ -162,6 +162,11 @@ def test_measuring_warns_of_real_pairs_alone(
         evaluate(tmp_path / "m.json", tmp_path / "metrics.json", model=identity_model(3, 0.3), noise="rician")
     said = [record.getMessage() for record in caplog.records if "the mean fell" in record.getMessage()]
     assert [Path(line.split(":")[0]).name for line in said] == ["noisy.nii"]
+    caplog.clear()
+    command = ["evaluate", str(tmp_path / "m.json"), "-o", str(tmp_path / "kept.json"), "--noise-floor", "keep"]
+    assert CliRunner().invoke(cli, [*command, "--model", str(tmp_path / "identity_3d")]).exit_code == 0
+    assert json.loads((tmp_path / "kept.json").read_text())["noise_floor"] == "keep"
+    assert "the mean fell" not in caplog.text
 
 
 def test_monai_runs_the_bundle_alike(tmp_path: Path, identity_model: Model, rng: np.random.Generator) -> None:
