@@ -51,6 +51,6 @@ def without_tensorflow() -> None:
     """Keep TensorBoard from importing TensorFlow, for a process of our own.
 
     MONAI imports TensorBoard, which takes TensorFlow where that is installed: seconds, and lines of its log on the
-    standard error. Whether it shall, it learns from a module of this name; its own stand-in writes the same files.
+    standard error. Whether it shall, it learns from a module of this name; its own stand-in does without.
     """
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))

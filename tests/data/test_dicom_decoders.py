@@ -127,7 +127,7 @@ def test_what_a_strict_decoder_refuses_no_lenient_one_reads(
 
 
 def test_another_strict_decoder_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow knows no JPEG 2000 of more than 16 bits, gdcm none of 12 bits of JPEG, and so on."""
+    """Each has variants that it does not know."""
     expected = read_dicom(real_file(JPEG_2000)).array
 
     def unable(frame: bytes, runner: object) -> bytes:
