@@ -19,6 +19,7 @@ from adl_monai.data.synthetic.photographs import photo
 from adl_monai.data.synthetic.scan import scan
 from adl_monai.data.synthetic.textures import textures
 from adl_monai.data.synthetic.tissue import coarse_tissue, tissue
+from adl_monai.data.synthetic.vessels import vessels
 from adl_monai.data.volume import Volume
 from adl_monai.errors import UsageError
 from adl_monai.files import SYNTHETIC
@@ -33,6 +34,7 @@ KINDS: dict[str, Callable[[tuple[int, ...], np.random.Generator], np.ndarray]] =
     "layers": layers,
     "scan": scan,
     "textures": textures,
+    "vessels": vessels,
     "tissue": tissue,
     "coarse_tissue": coarse_tissue,
     "photo": photo,
@@ -46,8 +48,9 @@ def synthetic_volume(shape: Sequence[int], seed: int, kind: str = "leaves") -> n
         shape: (H, W) or (H, W, D).
         seed: >= 0.
         kind: ``leaves``, ``clouds``, ``layers``, ``scan`` (all of them in one made-up scan), ``textures`` (leaves with
-            stripes, weaves and grain), ``tissue`` (a head of random contrast; needs nilearn), ``coarse_tissue`` (the
-            same in voxels of 1.2 to 2.2 mm) or ``photo`` (a crop of a photograph, 2D only; needs scikit-image).
+            stripes, weaves and grain), ``vessels`` (thin ones, and spots, on any of these), ``tissue`` (a head of
+            random contrast; needs nilearn), ``coarse_tissue`` (the same in voxels of 1.2 to 2.2 mm) or ``photo`` (a
+            crop of a photograph, 2D only; needs scikit-image).
 
     Returns:
         float32 array of ``shape`` in [0, 1].

@@ -24,7 +24,7 @@ def scan(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     Returns:
         float32 in [0, 1]. Two in three have a dark background outside one large, smooth object.
     """
-    image = _tissue_mosaic(shape, rng)
+    image = tissue_mosaic(shape, rng)
     for _ in range(rng.integers(0, 3)):
         paint_sheets(image, rng)
     for _ in range(rng.integers(0, 4)):
@@ -33,6 +33,17 @@ def scan(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         texture = power_law_field(shape, rng.uniform(0.5, len(shape)), rng, DETAIL_BAND)
         image += rng.uniform(0.005, 0.05) * texture * np.clip(smooth_field(shape, rng, 48) + 0.5, 0, 1)
     return as_scanned(image, rng)
+
+
+def tissue_mosaic(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Two of the simple generators on the two sides of a folded border."""
+    makers = (layers, layers, dead_leaves, dead_leaves, clouds)
+    first, second = (makers[int(rng.integers(len(makers)))] for _ in range(2))
+    image = first(shape, rng)
+    if rng.uniform() < 0.6:
+        inside = smooth_field(shape, rng, max(shape) / 2) > rng.uniform(-0.7, 0.7)
+        image = np.where(inside, second(shape, rng), image)
+    return image
 
 
 def as_scanned(image: np.ndarray, rng: np.random.Generator, cut_out: float = 2 / 3) -> np.ndarray:
@@ -48,17 +59,6 @@ def as_scanned(image: np.ndarray, rng: np.random.Generator, cut_out: float = 2 /
         image = image * np.exp(rng.uniform(0.05, 0.25) * smooth_field(shape, rng, max(shape)))
     image = blur(image, rng.uniform(0.0, 0.9, len(shape) if rng.uniform() < 0.3 else 1))
     return np.clip(image, 0.0, 1.0, dtype=np.float32)
-
-
-def _tissue_mosaic(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Two of the simple generators on the two sides of a folded border."""
-    makers = (layers, layers, dead_leaves, dead_leaves, clouds)
-    first, second = (makers[int(rng.integers(len(makers)))] for _ in range(2))
-    image = first(shape, rng)
-    if rng.uniform() < 0.6:
-        inside = smooth_field(shape, rng, max(shape) / 2) > rng.uniform(-0.7, 0.7)
-        image = np.where(inside, second(shape, rng), image)
-    return image
 
 
 def _object_mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
