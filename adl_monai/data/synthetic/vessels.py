@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from adl_monai.data.synthetic.fields import smooth_field
-from adl_monai.data.synthetic.scan import as_scanned, tissue_mosaic
+from adl_monai.data.synthetic.fields import power_law_field, smooth_field
+from adl_monai.data.synthetic.scan import DETAIL_BAND, as_scanned, tissue_mosaic
 
 LENGTHS = {2: (0.01, 0.08), 3: (0.003, 0.02)}  # of all vessels together, voxels for each voxel of the image
 RADII = (0.3, 1.3)  # voxels: a half is a line one voxel across
@@ -18,13 +18,14 @@ STEP = 0.5  # voxels
 SPOT_WIDTHS = (0.35, 1.2)  # standard deviations, voxels
 VOXELS_PER_SPOT = 4000
 CONTRASTS = (0.04, 0.7)  # of the intensity range
+GRAINS = (0.003, 0.04)  # standard deviation of fine texture, of the intensity range
 
 
 def vessels(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Curved vessels, one to three voxels across, and spots, on a smooth background or the tissues of ``scan``.
 
     They are bright in seven of ten images, dark in the others. Faint ones are as frequent as strong ones, so that at
-    any noise level some are close to it.
+    any noise level some are close to it. Six of ten have fine texture, so that not all that is faint and fine is noise.
 
     Returns:
         float32 in [0, 1].
@@ -33,6 +34,8 @@ def vessels(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         image = rng.uniform(0.15, 0.6) + rng.uniform(0.02, 0.12) * smooth_field(shape, rng, rng.uniform(24, 96))
     else:
         image = tissue_mosaic(shape, rng)
+    if rng.uniform() < 0.6:
+        image += rng.uniform(*GRAINS) * power_law_field(shape, rng.uniform(0.5, len(shape)), rng, DETAIL_BAND)
     added = np.zeros(shape, dtype=np.float32)
     length = _log_uniform(LENGTHS[len(shape)], rng) * image.size / max(shape)
     for _ in range(math.ceil(length)):
