@@ -135,6 +135,23 @@ def test_they_remove_noise_that_neighbours_share(spatial_dims: int, kind: str, s
     assert np.mean(gains) > gain
 
 
+@pytest.mark.parametrize(("spatial_dims", "line", "cubes"), [(2, 0.95, 0.7), (3, 0.75, 0.65)])
+def test_thin_lines_and_small_structures_stay(spatial_dims: int, line: float, cubes: float) -> None:
+    """The share of their height that is left: lines one voxel across at 8 times the noise, cubes of two at 5 times."""
+    index = np.indices((96, 96) if spatial_dims == 2 else (60, 60, 60))
+    step, sigma = 12, 0.03
+    inner = ((index >= step) & (index < index.shape[1] - step)).all(axis=0)
+    background = 0.5 + 0.1 * np.sin(index.sum(axis=0) / 20)
+    noise = np.random.default_rng(3).normal(0, sigma, background.shape)
+    for mask, height, least in (
+        (inner & (index[1:] % step == 0).all(axis=0), 8 * sigma, line),
+        (inner & (index % step < 2).all(axis=0), 5 * sigma, cubes),
+    ):
+        noisy = (background + height * mask + noise).astype(np.float32)
+        left = (adl_monai.denoise(noisy) - background)[mask].mean() / height
+        assert least < left < 1.1
+
+
 @DIMS
 def test_every_scale_of_the_network_is_at_work(spatial_dims: int) -> None:
     """With dead or exploded stages a network still denoises, but less well, and sees no farther than its first ones."""
