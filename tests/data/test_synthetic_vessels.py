@@ -3,11 +3,13 @@ import importlib
 import numpy as np
 import pytest
 
-from adl_monai.data.synthetic.scan import as_scanned
 from adl_monai.data.synthetic.vessels import (
     BENDS,
     CONTRASTS,
+    EDGES,
+    GRAINS,
     LENGTHS,
+    RADII,
     SPOT_WIDTHS,
     STEP,
     _add,
@@ -22,11 +24,11 @@ SHAPES = pytest.mark.parametrize("shape", [(60, 41), (40, 31, 25)])
 
 @pytest.fixture
 def added(monkeypatch):
-    """Calls of ``_add``: what was drawn to, the points and the height at a distance from them."""
+    """Calls of ``_add``: the points, and the height at a distance from them."""
     calls = []
 
     def spy(image, points, reach, height):
-        calls.append((image.shape, points, height))
+        calls.append((points, height))
         _add(image, points, reach, height)
 
     monkeypatch.setattr(MODULE, "_add", spy)
@@ -41,7 +43,7 @@ def test_what_is_drawn_is_the_greatest_height_over_all_points_and_all_voxels(add
         draw(image, np.random.default_rng(seed))
     voxels = np.stack(np.indices(shape), axis=-1).reshape(-1, len(shape))
     expected = np.zeros(len(voxels))
-    for _, points, height in added:
+    for points, height in added:
         distance = np.linalg.norm(voxels - points[:, None], axis=-1)
         np.maximum(expected, height(distance).max(axis=0), out=expected)
     # A spot's edge has no end; it is cut where hardly anything of it is left.
@@ -57,7 +59,7 @@ def test_a_vessel_goes_on_in_small_steps_and_bends_slowly(added, monkeypatch):
         del added[:]
         for seed in range(8):
             _add_vessel(image, np.random.default_rng(seed))
-        for _, points, _ in added:
+        for points, _ in added:
             steps = np.diff(points, axis=0)
             np.testing.assert_allclose(np.linalg.norm(steps, axis=1), STEP)
             assert len(points) * STEP == 96
@@ -66,7 +68,7 @@ def test_a_vessel_goes_on_in_small_steps_and_bends_slowly(added, monkeypatch):
             # The greatest turn is that of a kick on a direction that is not yet long: some six deviations.
             assert turns.min() > (0.9999 if bend == 0 else 0.3)
             assert np.median(turns) > 0.97
-    ends = [points[-1] - points[0] for _, points, _ in added]
+    ends = [points[-1] - points[0] for points, _ in added]
     assert np.mean(np.linalg.norm(ends, axis=1)) < 0.9 * 96  # the bent ones, that is
 
 
@@ -75,14 +77,14 @@ def test_heights_are_those_that_were_drawn(added):
     for seed in range(200):
         _add_vessel(image, np.random.default_rng(seed))
         _add_spot(image, np.random.default_rng(seed))
-    lines, spots = ([height(np.full((len(points), 1), 0.0)).max() for _, points, height in added[i::2]] for i in (0, 1))
+    lines, spots = ([height(np.full((len(points), 1), 0.0)).max() for points, height in added[i::2]] for i in (0, 1))
     low, high = CONTRASTS
     # A line thinner than its soft edge stays below its contrast: 0.3 / 1.2 over a half at the least.
     assert 0.75 * low < min(lines) < max(lines) <= high
     assert low < min(spots) < max(spots) < high
     for heights in (lines, spots):
         assert np.median(heights) == pytest.approx(np.sqrt(low * high), rel=0.25)  # faint ones as often as strong ones
-    widths = [np.sqrt(-0.5 / np.log(height(np.ones(1)) / height(np.zeros(1)))) for _, _, height in added[1::2]]
+    widths = [np.sqrt(-0.5 / np.log(height(np.ones(1)) / height(np.zeros(1)))) for _, height in added[1::2]]
     assert SPOT_WIDTHS[0] < np.min(widths) < np.max(widths) < SPOT_WIDTHS[1]
 
 
@@ -102,13 +104,47 @@ def test_images_have_vessels_bright_or_dark_on_what_was_there(monkeypatch, shape
     assert 0.3 * low < np.median([(np.abs(change) > 0.01).mean() for change in changes]) < 5 * high
 
 
-def test_a_scanner_sees_them(monkeypatch):
-    cuts = []
+def test_what_a_scanner_makes_of_them_is_returned(monkeypatch):
+    seen = []
+    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out: seen.append(image) or image / 2)
+    for seed in range(8):
+        image = vessels((40, 40), np.random.default_rng(seed))
+        assert np.array_equal(image, seen[-1] / 2)
+        assert seen[-1].dtype == np.float32
+        assert 0 <= seen[-1].min() < seen[-1].max() <= 1
 
-    def seen(image, rng, cut_out):
-        cuts.append(cut_out)
-        return as_scanned(image, rng, cut_out)
 
-    monkeypatch.setattr(MODULE, "as_scanned", seen)
-    vessels((32, 32), np.random.default_rng(0))
-    assert cuts == [0.3]
+def test_vessels_are_thin_and_taper(added):
+    """A line's profile, integrated from its middle, is its radius, where that is at least half the soft edge."""
+    distances = (np.arange(400) + 0.5) / 100
+    starts, ends = [], []
+    for seed in range(100):
+        _add_vessel(np.zeros((24, 24), np.float32), np.random.default_rng(seed))
+        points, height = added[-1]
+        profile = height(np.tile(distances, (len(points), 1)))
+        if profile[-1, 0] == profile[0, 0]:  # full height in the middle, from end to end
+            radii = profile.sum(axis=1) / 100 / profile[0, 0]
+            starts.append(radii[0])
+            ends.append(radii[-1] / radii[0])
+            assert (np.diff(radii) <= 1e-9).all()
+            edge = np.diff(distances[[np.argmax(profile[0] < 0.999 * profile[0, 0]), np.argmin(profile[0])]])
+            assert EDGES[0] - 0.03 < edge < EDGES[1] + 0.03
+    assert len(starts) > 40
+    assert RADII[0] < min(starts) < 0.6
+    assert 1.2 < max(starts) < RADII[1] + 0.01
+    assert 0.5 <= min(ends) < 0.6
+    assert 0.9 < max(ends) <= 1
+
+
+def test_six_of_ten_backgrounds_have_fine_texture(monkeypatch):
+    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out: image)
+    monkeypatch.setattr(MODULE, "tissue_mosaic", lambda shape, rng: np.full(shape, 0.5, np.float32))
+    for name in ("_add_vessel", "_add_spot"):
+        monkeypatch.setattr(MODULE, name, lambda added, rng: None)
+    fine = []
+    for seed in range(120):
+        image = vessels((96, 96), np.random.default_rng(seed))
+        fine.append((image[1:, 1:] - image[:-1, 1:] - image[1:, :-1] + image[:-1, :-1]).std())
+    textured = [size for size in fine if size > 0.1 * GRAINS[0]]
+    assert 0.45 < len(textured) / len(fine) < 0.75
+    assert GRAINS[0] < np.median(textured) < 2 * GRAINS[1]

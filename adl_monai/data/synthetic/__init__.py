@@ -48,9 +48,9 @@ def synthetic_volume(shape: Sequence[int], seed: int, kind: str = "leaves") -> n
         shape: (H, W) or (H, W, D).
         seed: >= 0.
         kind: ``leaves``, ``clouds``, ``layers``, ``scan`` (all of them in one made-up scan), ``textures`` (leaves with
-            stripes, weaves and grain), ``vessels`` (thin ones, and spots, on any of these), ``tissue`` (a head of
-            random contrast; needs nilearn), ``coarse_tissue`` (the same in voxels of 1.2 to 2.2 mm) or ``photo`` (a
-            crop of a photograph, 2D only; needs scikit-image).
+            stripes, weaves and grain), ``vessels`` (thin ones, and spots, on a smooth background or on leaves,
+            layers and clouds), ``tissue`` (a head of random contrast; needs nilearn), ``coarse_tissue`` (the same in
+            voxels of 1.2 to 2.2 mm) or ``photo`` (a crop of a photograph, 2D only; needs scikit-image).
 
     Returns:
         float32 array of ``shape`` in [0, 1].

@@ -13,7 +13,7 @@ from adl_monai.data.synthetic.scan import DETAIL_BAND, as_scanned, tissue_mosaic
 LENGTHS = {2: (0.01, 0.08), 3: (0.003, 0.02)}  # of all vessels together, voxels for each voxel of the image
 RADII = (0.3, 1.3)  # voxels: a half is a line one voxel across
 EDGES = (0.5, 1.2)  # voxels
-BENDS = (0.0, 0.15)  # rad per step, standard deviation
+BENDS = (0.0, 0.15)  # standard deviation of a step's kick to each component of a direction that begins with length 1
 STEP = 0.5  # voxels
 SPOT_WIDTHS = (0.35, 1.2)  # standard deviations, voxels
 VOXELS_PER_SPOT = 4000
