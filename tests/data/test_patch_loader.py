@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import traceback
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 import torch
 from monai.data import DistributedSampler
 from monai.transforms import Transform
+from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import Dataset
 
 from adl_monai.data import PatchDataset, PatchLoader
-from adl_monai.errors import OutputError, ScanFileError, UsageError, is_out_of_memory
+from adl_monai.errors import OutOfMemoryError, OutputError, ScanFileError, UsageError, is_out_of_memory, system_error
 
 
 class Numbers(Dataset):
@@ -108,6 +112,39 @@ def test_a_killed_process_is_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match=r"killed by signal: Killed|exited unexpectedly") as caught:
         list(loader)
     assert is_out_of_memory(caught.value)
+
+
+class HandedOverLast(Numbers):
+    """What hands over its tensor lets go of the connection, then is killed: in between, no one knows that it dies."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        def hand_over(connection: Connection, *_: Any) -> None:
+            connection.close()
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if index == self.at:
+            reduction.send_handle = hand_over
+        return torch.full((2,), index)
+
+
+@pytest.mark.skipif(get_sharing_strategy() != "file_descriptor", reason="tensors are not handed over by a connection")
+def test_a_process_killed_while_it_hands_over_a_batch_is_a_lack_of_memory() -> None:
+    loader = PatchLoader(HandedOverLast(), batch_size=1, num_workers=1, buffer_size=4)
+    seen: list[torch.Tensor] = []
+    with pytest.raises(RuntimeError, match=r"killed by signal: Killed|exited unexpectedly") as caught:
+        seen.extend(loader)
+    assert is_out_of_memory(caught.value)
+    assert isinstance(user_facing := system_error(caught.value), OutOfMemoryError), user_facing
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_lost_connection_of_the_datasets_own_is_no_lack_of_memory(processes: int) -> None:
+    lost = ConnectionResetError(104, "Connection reset by peer")
+    loader = PatchLoader(Numbers(lost), batch_size=1, num_workers=processes, buffer_size=4)
+    with pytest.raises(ConnectionResetError, match="reset by peer") as caught:
+        list(loader)
+    assert not is_out_of_memory(caught.value)
 
 
 def test_an_epoch_without_a_batch_is_refused() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 from monai.data import Dataset, ThreadDataLoader
 from monai.data.thread_buffer import ThreadBuffer
 
 from adl_monai.errors import AdlError, UsageError, is_out_of_memory, system_error, user_error
+
+SECONDS_TO_DIE = 5.0  # a killed process lets go of its connections some moments before the system calls it dead
 
 
 class PatchLoader(ThreadDataLoader):
@@ -42,7 +45,7 @@ class PatchLoader(ThreadDataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches, each ``repeats`` times."""
         source = super(ThreadDataLoader, self).__iter__()  # made here: it draws from this thread's random generator
-        for batch in PassingBuffer(source, self.buffer_size, self.buffer_timeout):
+        for batch in PassingBuffer(naming_deaths(source), self.buffer_size, self.buffer_timeout):
             for _ in range(self.repeats):
                 yield batch
 
@@ -64,6 +67,22 @@ class PassingBuffer(ThreadBuffer):
         yield from super().__iter__()
         if self.error is not None:
             raise as_raised_here(self.error)
+
+
+def naming_deaths(source: Iterator[Any]) -> Iterator[Any]:
+    """The batches of torch's loader, which tells of every killed process in the words of ``is_out_of_memory``.
+
+    torch does where it finds the process dead. Where that hands over a batch at the time, multiprocessing tells of a
+    lost connection first.
+    """
+    try:
+        yield from source
+    except (OSError, EOFError) as error:
+        ends = [process.sentinel for process in getattr(source, "_workers", ())]
+        from_the_dataset = str(error).startswith("Caught ")  # in a process, in torch's words
+        if from_the_dataset or not ends or not wait(ends, SECONDS_TO_DIE):
+            raise
+        raise RuntimeError("DataLoader worker exited unexpectedly while it handed over a batch") from error
 
 
 @contextmanager
