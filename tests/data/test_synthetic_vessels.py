@@ -3,8 +3,10 @@ import importlib
 import numpy as np
 import pytest
 
+from adl_monai.data.synthetic.scan import as_scanned
 from adl_monai.data.synthetic.vessels import (
     BENDS,
+    BLURS,
     CONTRASTS,
     EDGES,
     GRAINS,
@@ -90,7 +92,7 @@ def test_heights_are_those_that_were_drawn(added):
 
 @pytest.mark.parametrize("shape", [(160, 160), (64, 64, 64)])
 def test_images_have_vessels_bright_or_dark_on_what_was_there(monkeypatch, shape):
-    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out: image)
+    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out, blurred: image)
     with_them = [vessels(shape, np.random.default_rng(seed)) for seed in range(24)]
     for name in ("_add_vessel", "_add_spot"):
         monkeypatch.setattr(MODULE, name, lambda added, rng: None)
@@ -106,7 +108,7 @@ def test_images_have_vessels_bright_or_dark_on_what_was_there(monkeypatch, shape
 
 def test_what_a_scanner_makes_of_them_is_returned(monkeypatch):
     seen = []
-    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out: seen.append(image) or image / 2)
+    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out, blurred: seen.append(image) or image / 2)
     for seed in range(8):
         image = vessels((40, 40), np.random.default_rng(seed))
         assert np.array_equal(image, seen[-1] / 2)
@@ -137,7 +139,7 @@ def test_vessels_are_thin_and_taper(added):
 
 
 def test_six_of_ten_backgrounds_have_fine_texture(monkeypatch):
-    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out: image)
+    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out, blurred: image)
     monkeypatch.setattr(MODULE, "tissue_mosaic", lambda shape, rng: np.full(shape, 0.5, np.float32))
     for name in ("_add_vessel", "_add_spot"):
         monkeypatch.setattr(MODULE, name, lambda added, rng: None)
@@ -148,3 +150,37 @@ def test_six_of_ten_backgrounds_have_fine_texture(monkeypatch):
     textured = [size for size in fine if size > 0.1 * GRAINS[0]]
     assert 0.45 < len(textured) / len(fine) < 0.75
     assert GRAINS[0] < np.median(textured) < 2 * GRAINS[1]
+
+
+def test_thin_vessels_are_as_frequent_as_wide_ones(monkeypatch):
+    reaches = []
+    monkeypatch.setattr(MODULE, "_add", lambda image, points, reach, height: reaches.append(reach))
+    monkeypatch.setattr(MODULE, "EDGES", (0.5, 0.5))
+    for seed in range(200):
+        _add_vessel(np.zeros((24, 24), np.float32), np.random.default_rng(seed))
+    radii = np.array(reaches) - 0.25
+    assert RADII[0] <= radii.min() < radii.max() <= RADII[1]
+    assert np.median(radii) == pytest.approx(np.sqrt(RADII[0] * RADII[1]), rel=0.1)
+
+
+def test_half_of_the_images_are_hardly_blurred(monkeypatch):
+    blurs = []
+    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out, blurred: blurs.append(blurred) or image)
+    for seed in range(80):
+        vessels((24, 24), np.random.default_rng(seed))
+    assert set(blurs) == set(BLURS)
+    assert 0.35 < np.mean(np.array(blurs) == BLURS[0]) < 0.65
+
+
+def test_the_scanner_blurs_no_more_than_it_is_told():
+    """By the variance of the blurred image of a point, in voxels: that of the pixels themselves is not in it."""
+    image = np.zeros((41, 41), np.float32)
+    image[20, 20] = 1.0
+    places = np.arange(41) - 20
+    widths = []
+    for seed in range(60):
+        seen = as_scanned(image, np.random.default_rng(seed), cut_out=0.0, blurred=0.6)
+        profile = seen.sum(axis=0)
+        widths.append(np.sqrt((profile * places**2).sum() / profile.sum()))
+    assert 0.5 < max(widths) <= 0.65
+    assert np.median(widths) < 0.4

@@ -46,8 +46,14 @@ def tissue_mosaic(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     return image
 
 
-def as_scanned(image: np.ndarray, rng: np.random.Generator, cut_out: float = 2 / 3) -> np.ndarray:
-    """Dark background (with probability ``cut_out``), slow change of brightness (half), slight blur.
+def as_scanned(image: np.ndarray, rng: np.random.Generator, cut_out: float = 2 / 3, blurred: float = 0.9) -> np.ndarray:
+    """What a scanner makes of an image.
+
+    Args:
+        image: Any range.
+        rng: Draws what happens.
+        cut_out: How often the background is dark. In half of all images, the brightness changes slowly.
+        blurred: Standard deviation of the strongest blur, in voxels.
 
     Returns:
         float32 in [0, 1].
@@ -57,7 +63,7 @@ def as_scanned(image: np.ndarray, rng: np.random.Generator, cut_out: float = 2 /
         image = image * _object_mask(shape, rng) + rng.choice([0.0, rng.uniform(0, 0.06)])
     if rng.uniform() < 0.5:
         image = image * np.exp(rng.uniform(0.05, 0.25) * smooth_field(shape, rng, max(shape)))
-    image = blur(image, rng.uniform(0.0, 0.9, len(shape) if rng.uniform() < 0.3 else 1))
+    image = blur(image, rng.uniform(0.0, blurred, len(shape) if rng.uniform() < 0.3 else 1))
     return np.clip(image, 0.0, 1.0, dtype=np.float32)
 
 

@@ -18,6 +18,7 @@ STEP = 0.5  # voxels
 SPOT_WIDTHS = (0.35, 1.2)  # standard deviations, voxels
 VOXELS_PER_SPOT = 4000
 CONTRASTS = (0.04, 0.7)  # of the intensity range
+BLURS = (0.3, 0.9)  # standard deviation of the strongest blur, voxels: of sharp images and of the others
 GRAINS = (0.003, 0.04)  # standard deviation of fine texture, of the intensity range
 
 
@@ -44,7 +45,8 @@ def vessels(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         for _ in range(rng.integers(1, 2 + image.size // VOXELS_PER_SPOT)):
             _add_spot(added, rng)
     sign = 1 if rng.uniform() < 0.7 else -1
-    return as_scanned(np.clip(image + sign * added, 0.0, 1.0, dtype=np.float32), rng, cut_out=0.3)
+    image = np.clip(image + sign * added, 0.0, 1.0, dtype=np.float32)
+    return as_scanned(image, rng, cut_out=0.3, blurred=float(rng.choice(BLURS)))
 
 
 def _add_vessel(added: np.ndarray, rng: np.random.Generator) -> None:
@@ -57,7 +59,7 @@ def _add_vessel(added: np.ndarray, rng: np.random.Generator) -> None:
     turned /= np.linalg.norm(turned, axis=1, keepdims=True)
     path = np.cumsum(STEP * turned, axis=0)
     path += rng.uniform(0, added.shape) - path[rng.integers(steps)]
-    radii = rng.uniform(*RADII) * np.linspace(1.0, rng.uniform(0.5, 1.0), steps)
+    radii = _log_uniform(RADII, rng) * np.linspace(1.0, rng.uniform(0.5, 1.0), steps)
     edge = rng.uniform(*EDGES)
     contrast = _log_uniform(CONTRASTS, rng)
     reach = radii.max() + edge / 2
