@@ -48,6 +48,7 @@ NOISE_KINDS = (  # of adl_monai.data.noise, which takes seconds to import
     "mixed",
     "correlated",
     "correlated_rician",
+    "correlated_poisson",
     "nonstationary",
     "nonstationary_rician",
 )

@@ -79,6 +79,19 @@ def add_correlated_rician(clean: torch.Tensor, sigma: float, generator: torch.Ge
     return _magnitude(clean, lambda: sigma * _filtered(clean, transfer, generator))
 
 
+def add_correlated_poisson(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Photon counts smoothed afterwards, as PET and SPECT are: noise that neighbours share where there is signal.
+
+    The smoothing is ``correlating_filter``, of the noise alone. Its mean is 0 everywhere, and there is none where
+    nothing is counted as far as the filter reaches. In regions of one intensity the variance is ``sigma²·clean``, as
+    with ``add_poisson``. Takes (C, H, W[, D]); channels are independent.
+    """
+    transfer = correlating_filter(clean.shape[1:], generator)
+    gain = float(transfer.flatten()[0])  # of means; what has lost none of its counts to the filter has gain 1
+    counted = add_poisson(clean, sigma * gain, generator) - clean
+    return clean + _filtered_by(transfer / gain, counted)
+
+
 def add_nonstationary(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
     """Gaussian noise of a random spectrum and of a level that varies over the image, as real detectors leave it.
 
@@ -109,6 +122,7 @@ KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]]
     "mixed": add_mixed,
     "correlated": add_correlated,
     "correlated_rician": add_correlated_rician,
+    "correlated_poisson": add_correlated_poisson,
     "nonstationary": add_nonstationary,
     "nonstationary_rician": add_nonstationary_rician,
 }
@@ -126,6 +140,9 @@ def _normal(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def _filtered(clean: torch.Tensor, transfer: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Noise of variance 1 with the spectrum of a filter; periodic, so that it is the same up to the edges."""
-    axes = tuple(range(1, clean.ndim))
-    spectrum = torch.fft.fftn(_normal(clean, generator), dim=axes)
-    return torch.fft.ifftn(spectrum * transfer.to(clean.device), dim=axes).real
+    return _filtered_by(transfer, _normal(clean, generator))
+
+
+def _filtered_by(transfer: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    axes = tuple(range(1, image.ndim))
+    return torch.fft.ifftn(torch.fft.fftn(image, dim=axes) * transfer.to(image.device), dim=axes).real

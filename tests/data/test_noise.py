@@ -6,6 +6,7 @@ import torch
 from adl_monai.data.noise import (
     KINDS,
     add_correlated,
+    add_correlated_poisson,
     add_correlated_rician,
     add_gaussian,
     add_mixed,
@@ -115,6 +116,50 @@ def test_correlated_noise_has_its_spectrum(shape, seed):
 def test_sigma_is_the_standard_deviation_of_correlated_noise(shape):
     noise = [add_correlated(torch.full(shape, 0.7), 0.1, generator(seed)) - 0.7 for seed in range(200)]
     assert torch.stack(noise).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.03)
+
+
+@pytest.mark.parametrize("level", [0.3, 1.0])
+@pytest.mark.parametrize("shape", [(1, 96, 96), (1, 32, 32, 32)])
+def test_smoothed_counts_have_the_mean_and_the_variance_of_photons(shape, level):
+    clean = torch.full(shape, level)
+    noise = torch.stack([add_correlated_poisson(clean, 0.1, generator(seed)) - clean for seed in range(60)])
+    assert noise.mean().abs() < 0.001
+    deviations = noise.flatten(1).std(1)
+    torch.testing.assert_close(deviations, torch.full((60,), 0.1 * math.sqrt(level)), rtol=0.06, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_smoothed_counts_have_the_spectrum_of_their_filter(seed):
+    clean = torch.full((12, 96, 80), 0.7)
+    power = torch.fft.fftn(add_correlated_poisson(clean, 0.1, generator(seed)) - clean, dim=(1, 2)).abs().square()
+    power = power.mean(0) / (96 * 80) / (0.1**2 * 0.7)
+    expected = correlating_filter((96, 80), generator(seed)).square()
+    assert (power[expected == 0] < 1e-9).all()
+    for axis in (0, 1):
+        torch.testing.assert_close(power.mean(axis), expected.mean(axis), atol=0.1, rtol=0.3)
+
+
+def test_where_nothing_is_counted_smoothed_counts_have_next_to_no_noise():
+    clean = torch.zeros(1, 96, 96)
+    clean[:, 40:] = 1.0
+    clean[:, :4] = -0.5  # as nothing; what the filter reaches over the edge is far away
+    spread = 0
+    for seed in range(40):
+        noise = add_correlated_poisson(clean, 0.2, generator(seed)) - clean
+        far, beside, inside = noise[:, 12:28].std(), noise[:, 38:40].std(), noise[:, 48:88].std()
+        assert far < 0.1 * inside
+        spread += bool(beside > 0.1 * inside)  # smoothed with what they belong to
+    assert 10 < spread < 40
+
+
+def test_smoothed_counts_are_whole_photons_before_their_filter():
+    """Few photons lie above their mean farther than below it, which no Gaussian noise does."""
+    clean = torch.full((1, 64, 64, 16), 0.2)
+    skews = []
+    for seed in range(20):
+        noise = add_correlated_poisson(clean, 0.25, generator(seed)) - clean
+        skews.append(((noise / noise.std()) ** 3).mean().item())
+    assert min(skews) > 0.1
 
 
 def test_channels_share_no_correlated_noise():
