@@ -49,6 +49,7 @@ NOISE_KINDS = (  # of adl_monai.data.noise, which takes seconds to import
     "correlated",
     "correlated_rician",
     "correlated_poisson",
+    "clipped",
     "nonstationary",
     "nonstationary_rician",
 )

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import loader
 import network_variants
-import noise_floor
 import peers
+import phantoms
 import quality
 import reference_noise
 import scanner_noise
@@ -219,36 +219,41 @@ def test_the_level_is_printed_for_each_reference(tmp_path: Path, capsys: pytest.
 
 
 def test_phantoms_are_what_is_said_of_them() -> None:
-    phantoms = {name: (image, measure) for name, image, measure in noise_floor.phantoms()}
-    body, lesions = noise_floor.BODY, noise_floor.LESIONS
+    found = {name: (image, measure) for name, image, measure in phantoms.phantoms()}
+    body, lesions = phantoms.BODY, phantoms.LESIONS
     assert lesions.sum() == 4 * 27
-    assert body[noise_floor.NEAR].all()
+    assert body[phantoms.NEAR].all()
     for name, truth in (
         ("SPECT, 2 a voxel: sum", 2.0 * body),
         ("PET, 10 counts a voxel: sum", 10.0 * body),
         ("lesions: sum", 20.0 * (body + 2 * lesions)),
         ("lesions: peaks", 20.0 * (body + 2 * lesions)),
     ):
-        image, measure = phantoms[name]
+        image, measure = found[name]
         assert measure(truth) == pytest.approx(1)
         assert measure(0.5 * truth) < 0.6
         assert image.mean() == pytest.approx(truth.mean(), rel=0.02)
-    assert phantoms["PET, 1 count a voxel: deviation"][1](1.0 * body) == 0
-    lungs, mean = phantoms["lungs of -950 HU: mean"]
+    assert found["PET, 1 count a voxel: deviation"][1](1.0 * body) == 0
+    lungs, mean = found["CT, lungs of -950 HU: mean"]
     assert lungs.min() == -1024
     assert -949 < mean(lungs) < -944  # what is cut off lifts it
-    for name in ("white", "shared"):
-        block, deviation = phantoms[f"flat block, {name} noise of 1: deviation"]
-        assert deviation(block) == pytest.approx(1, abs=0.05)
+    for name, level in (
+        ("CT, {} noise of 20 HU", 20),
+        ("CT, {} noise of 150 HU", 150),
+        ("flat block, {} noise of 1", 1),
+    ):
+        for kind in ("white", "shared"):
+            block, deviation = found[f"{name.format(kind)}: deviation"]
+            assert deviation(block) == pytest.approx(level, rel=0.05)
 
 
 def test_phantoms_are_measured_with_and_without_their_means(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(noise_floor, "phantoms", lambda: [("mean", np.full((16, 16, 16), 2.0), np.mean)])
-    monkeypatch.setattr(noise_floor, "load_denoiser", lambda *_, **__: None)
-    monkeypatch.setattr(noise_floor, "denoise", lambda image, _, noise_floor: image - (noise_floor == "remove"))
-    noise_floor.main([])
+    monkeypatch.setattr(phantoms, "phantoms", lambda: [("mean", np.full((16, 16, 16), 2.0), np.mean)])
+    monkeypatch.setattr(phantoms, "load_denoiser", lambda *_, **__: None)
+    monkeypatch.setattr(phantoms, "denoise", lambda image, _, noise_floor: image - (noise_floor == "remove"))
+    phantoms.main([])
     assert capsys.readouterr().out.splitlines()[-1] == "| mean | 2 | 1 | 2 |"
 
 

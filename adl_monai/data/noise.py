@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from adl_monai.data.noise_field import correlating_filter, level_map, random_transfer
+from adl_monai.data.noise_field import correlating_filter, level_map, random_transfer, smoothing_filter
 
 # Noise below half of float32's step at intensity 1 is no noise, and its photon count of 1/sigma² would overflow.
 NEGLIGIBLE_SIGMA = 1e-8
@@ -79,14 +79,25 @@ def add_correlated_rician(clean: torch.Tensor, sigma: float, generator: torch.Ge
     return _magnitude(clean, lambda: sigma * _filtered(clean, transfer, generator))
 
 
+def add_clipped(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Noise that neighbours share, cut off below a floor, as CT is at -1024 HU and PET at zero.
+
+    Gaussian noise with the spectrum of ``smoothing_filter``; values below a floor, which lies up to ``sigma`` below
+    0, become the floor. Takes (C, H, W[, D]); channels are independent, with one spectrum and one floor.
+    """
+    transfer = smoothing_filter(clean.shape[1:], generator)
+    floor = -sigma * torch.rand((), generator=generator, device=generator.device).item()
+    return (clean + sigma * _filtered(clean, transfer, generator)).clamp(min=floor)
+
+
 def add_correlated_poisson(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
     """Photon counts smoothed afterwards, as PET and SPECT are: noise that neighbours share where there is signal.
 
-    The smoothing is ``correlating_filter``, of the noise alone. Its mean is 0 everywhere, and there is none where
+    The smoothing is ``smoothing_filter``, of the noise alone. Its mean is 0 everywhere, and there is none where
     nothing is counted as far as the filter reaches. In regions of one intensity the variance is ``sigma²·clean``, as
     with ``add_poisson``. Takes (C, H, W[, D]); channels are independent.
     """
-    transfer = correlating_filter(clean.shape[1:], generator)
+    transfer = smoothing_filter(clean.shape[1:], generator)
     gain = float(transfer.flatten()[0])  # of means; what has lost none of its counts to the filter has gain 1
     counted = add_poisson(clean, sigma * gain, generator) - clean
     return clean + _filtered_by(transfer / gain, counted)
@@ -123,6 +134,7 @@ KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]]
     "correlated": add_correlated,
     "correlated_rician": add_correlated_rician,
     "correlated_poisson": add_correlated_poisson,
+    "clipped": add_clipped,
     "nonstationary": add_nonstationary,
     "nonstationary_rician": add_nonstationary_rician,
 }

@@ -31,6 +31,27 @@ def correlating_filter(shape: Sequence[int], generator: torch.Generator) -> torc
     return _separable(shape, 2.0, 0.25, generator)
 
 
+def smoothing_filter(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Draw how a reconstruction smooths: as ``correlating_filter``, or, in two of three draws, alike along the axes.
+
+    That is by a Gaussian of up to 3 voxels FWHM, along all axes but one in a third of the draws: slices that were
+    reconstructed by themselves.
+
+    Args:
+        shape: Sizes of the spatial axes.
+        generator: The first numbers are taken from it.
+    """
+    kind, width, which, place = torch.rand(4, generator=generator, device=generator.device).tolist()
+    if kind < 1 / 3:
+        return correlating_filter(shape, generator)
+    left_out = int(place * len(shape)) if which < 1 / 3 else None
+    transfer = torch.ones(())
+    for axis, size in enumerate(shape):
+        factor = _gaussian(torch.fft.fftfreq(size), 0.0 if axis == left_out else 3.0 * width)
+        transfer = transfer.unsqueeze(-1) * (factor / factor.square().mean().sqrt())
+    return transfer
+
+
 def random_transfer(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """Draw a transfer function from a wide family, so that a network cannot rely on one kind of spectrum.
 
@@ -82,9 +103,12 @@ def _separable(shape: Sequence[int], fwhm: float, lowest_cut: float, generator: 
     transfer = torch.ones(())
     for size in shape:
         width, cut = torch.rand(2, generator=generator, device=generator.device).tolist()
-        deviation = fwhm * max(0.0, 1.5 * width - 0.5) / FWHM
         frequency = torch.fft.fftfreq(size).abs()
-        factor = torch.exp(-2 * (math.pi * deviation * frequency) ** 2)
+        factor = _gaussian(frequency, fwhm * max(0.0, 1.5 * width - 0.5))
         factor[frequency > lowest_cut + 1.5 * (0.5 - lowest_cut) * cut] = 0.0
         transfer = transfer.unsqueeze(-1) * (factor / factor.square().mean().sqrt())
     return transfer
+
+
+def _gaussian(frequency: torch.Tensor, fwhm: float) -> torch.Tensor:
+    return torch.exp(-2 * (math.pi * (fwhm / FWHM) * frequency) ** 2)

@@ -19,14 +19,14 @@ SPOT_WIDTHS = (0.35, 1.2)  # standard deviations, voxels
 VOXELS_PER_SPOT = 4000
 CONTRASTS = (0.04, 0.7)  # of the intensity range
 BLURS = (0.3, 0.9)  # standard deviation of the strongest blur, voxels: of sharp images and of the others
-GRAINS = (0.003, 0.04)  # standard deviation of fine texture, of the intensity range
+GRAINS = (0.003, 0.02)  # standard deviation of fine texture, of the intensity range
 
 
 def vessels(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Curved vessels, one to three voxels across, and spots, on a smooth background or the tissues of ``scan``.
 
     They are bright in seven of ten images, dark in the others. Faint ones are as frequent as strong ones, so that at
-    any noise level some are close to it. Six of ten have fine texture, so that not all that is faint and fine is noise.
+    any noise level some are close to it. A quarter has fine texture, so that not all that is faint and fine is noise.
 
     Returns:
         float32 in [0, 1].
@@ -35,7 +35,7 @@ def vessels(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         image = rng.uniform(0.15, 0.6) + rng.uniform(0.02, 0.12) * smooth_field(shape, rng, rng.uniform(24, 96))
     else:
         image = tissue_mosaic(shape, rng)
-    if rng.uniform() < 0.6:
+    if rng.uniform() < 0.25:
         image += rng.uniform(*GRAINS) * power_law_field(shape, rng.uniform(0.5, len(shape)), rng, DETAIL_BAND)
     added = np.zeros(shape, dtype=np.float32)
     length = _log_uniform(LENGTHS[len(shape)], rng) * image.size / max(shape)

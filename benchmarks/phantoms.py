@@ -1,15 +1,16 @@
-"""What becomes of means that are the signal, of counts, activities and Hounsfield units, kept or not.
+"""What becomes of counts, PET and CT on phantoms: their means, and the noise that is left in them.
 
-    python benchmarks/noise_floor.py [--model adl3d] [--ensemble 2]
+    python benchmarks/phantoms.py [--model adl3d] [--ensemble 2]
 
 Where noise has a mean, the models take that for the floor of magnitude MRI and remove it; ``--noise-floor keep`` gives
-local means back. Phantoms, each measured as it is ("noisy") and denoised with the floor removed and kept:
+local means back. Each phantom is measured as it is ("noisy") and denoised with the floor removed and with means kept:
 
 - SPECT: Poisson counts of a body, 1, 1.5, 2 or 3 a voxel, nothing around it: their sum, as a share of the true one.
 - PET: Poisson counts of the body, 1 or 10 a voxel, smoothed (standard deviation 0.8 voxels): their sum, as a share of
   the true one, and their standard deviation inside the body, as a share of their mean.
-- CT: lungs of -950 HU, noise of 60 HU, clipped at -1024 HU: their mean.
-- A flat block in noise of 1, white and shared by neighbours: the standard deviation that is left in it.
+- CT: a chest with lungs of -950 HU, noise of 20, 60 or 150 HU, white or shared by neighbours, clipped at -1024 HU: the
+  standard deviation in the soft tissue, and for white noise of 60 HU the mean of the lungs.
+- A flat block in noise of a tenth of its height, white or shared: the standard deviation in it.
 - Four lesions of 3³ voxels, three times as hot as the body (20 counts): their sum above the body, and their peaks (mean
   of the highest voxels), as shares of the true ones.
 - Uniform noise from 0 to 1 with nothing behind it: its mean.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, label
@@ -32,6 +34,8 @@ BODY = (X / 24) ** 2 + (Y / 20) ** 2 < 1
 INSIDE = (X / 20) ** 2 + (Y / 16) ** 2 < 1
 LUNGS = ((abs(X) - 13) / 9) ** 2 + (Y / 14) ** 2 < 1
 INSIDE_LUNGS = ((abs(X) - 13) / 7) ** 2 + (Y / 12) ** 2 < 1
+CHEST = (X / 29) ** 2 + (Y / 24) ** 2 < 1
+TISSUE = ((X / 27) ** 2 + (Y / 22) ** 2 < 1) & (((abs(X) - 13) / 11) ** 2 + (Y / 16) ** 2 > 1)
 LESIONS, NEAR = (
     (abs(abs(X) - 10.5) < reach) & (abs(Y - 0.5) < reach) & (abs(abs(Z) - 6.5) < reach) for reach in (2, 4)
 )
@@ -57,11 +61,16 @@ def phantoms(seed: int = 0) -> list[Phantom]:
         name = f"PET, {level:g} count{'s' if level > 1 else ''} a voxel"
         found.append((f"{name}: sum", pet, lambda x, true=true: x.sum() / true))
         found.append((f"{name}: deviation", pet, lambda x: x[INSIDE].std() / x[INSIDE].mean()))
-    chest = np.select([LUNGS, (X / 29) ** 2 + (Y / 24) ** 2 < 1], [-950.0, 40.0], -1000.0)
-    chest = np.rint(np.clip(chest + rng.normal(0, 60, SHAPE), -1024, 3071))
-    found.append(("lungs of -950 HU: mean", chest, lambda x: x[INSIDE_LUNGS].mean()))
-    for name, noise in (("white", rng.standard_normal(SHAPE)), ("shared", shared(rng.standard_normal(SHAPE)))):
-        found.append((f"flat block, {name} noise of 1: deviation", 10.0 * BODY + noise, lambda x: x[INSIDE].std()))
+    kinds = {"white": np.asarray, "shared": shared}
+    for level, (name, kind) in product((20, 60, 150), kinds.items()):
+        chest = np.select([LUNGS, CHEST], [-950.0, 40.0], -1000.0) + level * kind(rng.standard_normal(SHAPE))
+        chest = np.rint(np.clip(chest, -1024, 3071))
+        found.append((f"CT, {name} noise of {level} HU: deviation", chest, lambda x: x[TISSUE].std()))
+        if (level, name) == (60, "white"):
+            found.append(("CT, lungs of -950 HU: mean", chest, lambda x: x[INSIDE_LUNGS].mean()))
+    for name, kind in kinds.items():
+        block = 10.0 * BODY + kind(rng.standard_normal(SHAPE))
+        found.append((f"flat block, {name} noise of 1: deviation", block, lambda x: x[INSIDE].std()))
     counts = rng.poisson(20.0 * (BODY + 2 * LESIONS))
     found.append(("lesions: sum", counts, lambda x: (x - 20 * BODY)[NEAR].sum() / (40 * LESIONS.sum())))
     found.append(("lesions: peaks", counts, lambda x: np.mean([x[one].max() for one in _separate(LESIONS)]) / 60))
