@@ -75,7 +75,8 @@ def test_counts_are_kept(adl3d: Denoiser, rng: np.random.Generator, level: float
     assert abs(kept[body].mean() / noisy[body].mean() - 1) < 0.05
     assert kept[body].std() < 0.3 * noisy[body].std()
     if level < 2:
-        assert adl_monai.denoise(noisy, adl3d).sum() < 0.5 * noisy.sum(), "else there would be nothing to keep"
+        taken = noisy.sum() - adl_monai.denoise(noisy, adl3d).sum()
+        assert taken > 0.3 * noisy.sum(), "else there would be nothing to keep"
 
 
 def test_slices_of_counts_are_kept(rng: np.random.Generator) -> None:
