@@ -48,7 +48,7 @@ def smoothing_filter(shape: Sequence[int], generator: torch.Generator) -> torch.
     transfer = torch.ones(())
     for axis, size in enumerate(shape):
         factor = _gaussian(torch.fft.fftfreq(size), 0.0 if axis == left_out else 3.0 * width)
-        transfer = transfer.unsqueeze(-1) * (factor / factor.square().mean().sqrt())
+        transfer = _along_next_axis(transfer, factor)
     return transfer
 
 
@@ -106,8 +106,13 @@ def _separable(shape: Sequence[int], fwhm: float, lowest_cut: float, generator: 
         frequency = torch.fft.fftfreq(size).abs()
         factor = _gaussian(frequency, fwhm * max(0.0, 1.5 * width - 0.5))
         factor[frequency > lowest_cut + 1.5 * (0.5 - lowest_cut) * cut] = 0.0
-        transfer = transfer.unsqueeze(-1) * (factor / factor.square().mean().sqrt())
+        transfer = _along_next_axis(transfer, factor)
     return transfer
+
+
+def _along_next_axis(transfer: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """A transfer function of one more axis, its mean square kept."""
+    return transfer.unsqueeze(-1) * (factor / factor.square().mean().sqrt())
 
 
 def _gaussian(frequency: torch.Tensor, fwhm: float) -> torch.Tensor:
