@@ -9,11 +9,12 @@ import numpy as np
 from adl_monai.data.formats import scan_format
 from adl_monai.data.nifti.file import peek_header
 from adl_monai.files import size_of
+from adl_monai.inferers.ensemble import check_ensemble
 from adl_monai.memory import memory_budget
 from adl_monai.stages.outputs import Job
 
 _PER_STORED_BYTE = 13  # as for an int16 volume; compressed files are taken for smaller than they are
-_PER_VOXEL_OF_ENSEMBLE = 16  # a mirror image, what came of it, the sum, and gaps between them
+_PER_VOXEL_OF_ENSEMBLE = {1: 0, 2: 8, 4: 16, 8: 16}  # a mirror image, what came of it, the sum, and gaps between them
 
 
 def memory_needed(shape: tuple[int, ...], dtype: np.dtype, ensemble: int = 1) -> int:
@@ -22,7 +23,7 @@ def memory_needed(shape: tuple[int, ...], dtype: np.dtype, ensemble: int = 1) ->
     Measured: 25 for each voxel of an int16 volume, 28 for float32 (five float32 copies and twice the stored voxels).
     A copy without blank regions adds 4, an ensemble of two 7, of four or eight 15.
     """
-    return math.prod(shape) * (24 + 2 * dtype.itemsize + (_PER_VOXEL_OF_ENSEMBLE if ensemble > 1 else 0))
+    return math.prod(shape) * (24 + 2 * dtype.itemsize + _PER_VOXEL_OF_ENSEMBLE[check_ensemble(ensemble)])
 
 
 def fits(job: Job, max_memory: int | None = None, scans: int = 1, ensemble: int = 1) -> bool:

@@ -33,6 +33,14 @@ def test_nifti_by_its_header(tmp_path: Path) -> None:
     assert [DenoiserChoice(None, max_memory=2 * need, ensemble=count).fits(job) for count in (1, 2)] == [True, False]
 
 
+def test_an_ensemble_of_two_takes_half_of_what_more_take() -> None:
+    voxels = int(np.prod(SHAPE))
+    one, two, four, eight = (memory_needed(SHAPE, np.dtype(np.int16), count) / voxels for count in (1, 2, 4, 8))
+    assert 7 <= two - one < 9, "its first result is the sum"
+    assert 15 <= four - one < 17
+    assert eight == four
+
+
 @pytest.mark.parametrize("many", [1, 4])
 def test_others_by_their_files(tmp_path: Path, many: int) -> None:
     for index in range(many):
