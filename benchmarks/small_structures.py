@@ -1,6 +1,6 @@
 """How much of the contrast of dots and lines is left after denoising, by their size and their contrast to noise.
 
-    python benchmarks/small_structures.py [--dims 2] [--peers "NLM (dipy)" BM4D] [--contrast 5 8 15 30] [--sigma 0.03]
+    python benchmarks/small_structures.py [--dims 2] [--model run] [--peers "NLM (dipy)" BM4D] [--contrast 5 8 15 30]
 
 Bright squares or cubes of one to three pixels and lines of one pixel are added to a smooth background, far apart, and
 white Gaussian noise to that. A cell is the mean of what is left at the pixels of a structure, above the background, as
@@ -56,13 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", type=int, choices=(2, 3), default=3)
+    parser.add_argument("--model", help="the default is the shipped model; one image of each is denoised")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--peers", nargs="*", default=[], choices=list(PEERS))
     parser.add_argument("--contrast", type=float, nargs="+", default=[5, 8, 15, 30], help="height over the noise level")
     parser.add_argument("--sigma", type=float, default=0.03, help="noise level; the background has a deviation of 0.1")
     options = parser.parse_args(arguments)
-    methods: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        f"adl{options.dims}d": partial(denoise, model=load_denoiser(f"adl{options.dims}d", ensemble=1))
-    }
+    model = options.model or f"adl{options.dims}d"
+    denoiser = load_denoiser(model, ensemble=1, precision=options.precision)
+    methods: dict[str, Callable[[np.ndarray], np.ndarray]] = {model: partial(denoise, model=denoiser)}
     methods |= {name: partial(PEERS[name][1], sigma=options.sigma) for name in options.peers}
     for name, method in methods.items():
         heads = [f"{contrast:g} σ" for contrast in options.contrast]

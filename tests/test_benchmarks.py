@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from adl_monai.bundle import shipped_bundle
 from adl_monai.data.noise import KINDS
 from adl_monai.data.noise_field import level_map, random_transfer
 from adl_monai.inferers.unet_stream import can_roll
@@ -337,8 +338,12 @@ def test_small_structures_are_of_the_size_they_say_and_far_apart(dims: int) -> N
 
 
 def test_small_structures_are_measured_beside_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
-    small_structures.main(["--dims", "2", "--contrast", "30", "--peers", "gaussian filter"])
-    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if "voxel" in line]
+    model = str(shipped_bundle(2))
+    options = ["--model", model, "--precision", "fp32"]
+    small_structures.main(["--dims", "2", "--contrast", "30", "--peers", "gaussian filter", *options])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"| {model} | 30 σ |" in lines
+    rows = [line.split("|")[1:3] for line in lines if "voxel" in line]
     kept = [float(value) for _, value in rows]
     assert len(kept) == 6
     assert kept[0] < kept[1]  # the model: a single pixel is hardest
