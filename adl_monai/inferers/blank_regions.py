@@ -1,7 +1,8 @@
 """Regions of one value: with one in sight, a network leaves noise that neighbours share as it is.
 
 Skull-stripped background, the padding of a CT, nothing around a PET scan, the rim that an MRI scanner blanks. The
-network is shown the image instead, mirrored at the region's edge, and the region gets back what it was, exactly.
+network is shown the image instead, mirrored at the region's edge, unless the image is too thin for that, as vessels
+alone are. The region gets back what it was, exactly.
 """
 
 from __future__ import annotations
