@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -206,10 +207,14 @@ def _specks(mask: Tensor) -> Tensor:
 
 
 def is_thin(region: Tensor, source: Tensor) -> bool:
-    """Whether the image proper is not deep enough to be mirrored into a region along the first axis: masks, (H, W)."""
-    filled, _, distance, repeated = _mirrored_along(0, region, source)
-    near = filled & (distance <= REACH)
-    return int((near & repeated).sum()) > THIN * int(near.sum())
+    """Whether the image proper is, for the most part, not deep enough to be mirrored into a region: masks, (H, W)."""
+    close = lacking = 0
+    for axis in (0, 1):
+        filling = _mirrored_along(axis, region, source)
+        near = filling.filled & (filling.distance <= REACH)
+        close, lacking = close + int(near.sum()), lacking + int((near & filling.repeated).sum())
+        region = region & ~filling.filled
+    return lacking > THIN * close
 
 
 def mirrored_into(plane: Tensor, region: Tensor, source: Tensor) -> Tensor:
@@ -220,17 +225,22 @@ def mirrored_into(plane: Tensor, region: Tensor, source: Tensor) -> Tensor:
     source = source if bool(source.any()) else ~region
     for axis in (0, 1):
         if bool(region.any()):
-            filled, shown, _, _ = _mirrored_along(axis, region, source)
-            plane = torch.where(filled, plane.gather(1 + axis, shown.expand_as(plane)), plane)
-            region, source = region & ~filled, source | filled
+            filling = _mirrored_along(axis, region, source)
+            plane = torch.where(filling.filled, plane.gather(1 + axis, filling.shown.expand_as(plane)), plane)
+            region, source = region & ~filling.filled, source | filling.filled
     return plane
 
 
-def _mirrored_along(axis: int, region: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a region's pixels: which can be filled along an axis, from where, how far the image is, and if it is too thin.
+class _Filling(NamedTuple):
+    """What is filled along an axis, (H, W): whether, with which place, how far the image is, if it is too thin."""
 
-    Where it is, its outermost pixel is repeated.
-    """
+    filled: Tensor
+    shown: Tensor
+    distance: Tensor
+    repeated: Tensor
+
+
+def _mirrored_along(axis: int, region: Tensor, source: Tensor) -> _Filling:
     size = region.shape[axis]
     place = torch.arange(size, device=region.device)
     place = (place[:, None] if axis == 0 else place[None]).expand(region.shape)
@@ -243,4 +253,4 @@ def _mirrored_along(axis: int, region: Tensor, source: Tensor) -> tuple[Tensor, 
     inside = (image >= 0) & (image < size)
     image = image.clamp(0, size - 1)
     repeated = ~(inside & source.gather(axis, image))
-    return filled, torch.where(repeated, nearest, image), (place - nearest).abs(), repeated
+    return _Filling(filled, torch.where(repeated, nearest, image), (place - nearest).abs(), repeated)
