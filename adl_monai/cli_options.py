@@ -52,6 +52,7 @@ NOISE_KINDS = (  # of adl_monai.data.noise, which takes seconds to import
     "clipped",
     "nonstationary",
     "nonstationary_rician",
+    "masked",
 )
 MODEL = click.option(
     "--model",

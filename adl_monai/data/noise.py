@@ -125,6 +125,16 @@ def add_nonstationary_rician(clean: torch.Tensor, sigma: float, generator: torch
     return _magnitude(clean, lambda: level * _filtered(clean, transfer, generator))
 
 
+def add_masked(clean: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """Noise in what was cut out afterwards, as vessels and brains are: where there is no signal, there is none.
+
+    Gaussian noise with the spectrum of ``random_transfer``; values of 0 and less stay as they are. Takes
+    (C, H, W[, D]); channels are independent, with one spectrum.
+    """
+    transfer = random_transfer(clean.shape[1:], generator)
+    return torch.where(clean > 0, clean + sigma * _filtered(clean, transfer, generator), clean)
+
+
 KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = {
     "gaussian": add_gaussian,
     "rician": add_rician,
@@ -137,6 +147,7 @@ KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]]
     "clipped": add_clipped,
     "nonstationary": add_nonstationary,
     "nonstationary_rician": add_nonstationary_rician,
+    "masked": add_masked,
 }
 
 

@@ -10,6 +10,7 @@ from adl_monai.data.noise import (
     add_correlated_poisson,
     add_correlated_rician,
     add_gaussian,
+    add_masked,
     add_mixed,
     add_nonstationary,
     add_nonstationary_rician,
@@ -319,3 +320,25 @@ def test_a_sample_of_intensities_gets_noise_without_neighbours(kind):
     noise = KINDS[kind](torch.ones(VOXELS), 0.1, generator()) - 1
     assert noise.std().item() == pytest.approx(0.1, rel=0.02)
     assert (noise[1:] * noise[:-1]).mean().item() == pytest.approx(noise.mean().item() ** 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 96, 80), (2, 32, 40, 24)])
+def test_what_was_cut_out_is_noisy_and_what_is_around_it_is_not(shape):
+    clean = torch.zeros(shape)
+    clean[:, 10:] = 1e-3  # any signal is signal
+    clean[:, 20:] = 0.7
+    clean[:, :4] = -0.5
+    noise = torch.stack([add_masked(clean, 0.1, generator(seed)) - clean for seed in range(40)])
+    assert not noise[:, :, :10].any()
+    for inside in (noise[:, :, 10:20], noise[:, :, 20:]):
+        assert inside.mean().abs() < 0.003
+        assert inside.square().mean().sqrt().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_noise_of_what_was_cut_out_has_any_spectrum():
+    clean = torch.full((12, 96, 80), 0.3)
+    for seed in range(4):
+        power = torch.fft.fftn(add_masked(clean, 0.1, generator(seed)) - clean, dim=(1, 2)).abs().square().mean(0)
+        expected = random_transfer((96, 80), generator(seed)).square()
+        for axis in (0, 1):
+            torch.testing.assert_close(power.mean(axis) / (96 * 80 * 0.1**2), expected.mean(axis), atol=0.1, rtol=0.5)

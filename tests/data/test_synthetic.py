@@ -86,7 +86,7 @@ def test_bad_arguments_are_refused():
         synthetic_volume((8,), seed=1)
 
 
-EVERYWHERE = pytest.mark.parametrize("kind", ["leaves", "clouds", "layers", "scan", "textures", "vessels"])
+EVERYWHERE = pytest.mark.parametrize("kind", ["leaves", "clouds", "layers", "scan", "textures", "vessels", "angiogram"])
 
 
 @EVERYWHERE

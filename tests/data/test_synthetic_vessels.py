@@ -8,6 +8,7 @@ from adl_monai.data.synthetic.vessels import (
     BENDS,
     BLURS,
     CONTRASTS,
+    CUTS,
     EDGES,
     GRAINS,
     LENGTHS,
@@ -17,6 +18,7 @@ from adl_monai.data.synthetic.vessels import (
     _add,
     _add_spot,
     _add_vessel,
+    angiogram,
     vessels,
 )
 
@@ -104,6 +106,30 @@ def test_images_have_vessels_bright_or_dark_on_what_was_there(monkeypatch, shape
     # A vessel covers a few voxels to each of its length, and most have left the image before their end.
     low, high = LENGTHS[len(shape)]
     assert 0.3 * low < np.median([(np.abs(change) > 0.01).mean() for change in changes]) < 5 * high
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (64, 64, 64)])
+def test_an_angiogram_is_vessels_in_the_dark_of_which_the_faint_are_cut_away_in_two_of_three(shape):
+    cut, dark = 0, []
+    for seed in range(48):
+        image = angiogram(shape, np.random.default_rng(seed))
+        present = image[image > 0]
+        dark.append((image < 0.02).mean())
+        least = present.min() / present.max()
+        cut += least >= CUTS[0]
+        assert least < CUTS[1] + 0.02  # the rest is dimmer than the brightest, and there
+    assert 0.5 < cut / 48 < 0.85
+    assert np.median(dark) > 0.5
+
+
+def test_vessels_of_an_angiogram_are_thin_and_wide(monkeypatch):
+    monkeypatch.setattr(MODULE, "as_scanned", lambda image, rng, cut_out, blurred: image)
+    together = np.stack([angiogram((64, 64, 64), np.random.default_rng(seed)) for seed in range(12)])
+    for name in ("_add_vessel", "_add_spot"):
+        monkeypatch.setattr(MODULE, name, lambda added, rng: None)
+    wide = np.stack([angiogram((64, 64, 64), np.random.default_rng(seed)) for seed in range(12)])
+    assert (wide > 0.02).any(axis=(1, 2, 3)).all()
+    assert ((together > 0.02) & (wide < 0.02)).any(axis=(1, 2, 3)).mean() > 0.9
 
 
 def test_what_a_scanner_makes_of_them_is_returned(monkeypatch):

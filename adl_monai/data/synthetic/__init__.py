@@ -19,7 +19,7 @@ from adl_monai.data.synthetic.photographs import photo
 from adl_monai.data.synthetic.scan import scan
 from adl_monai.data.synthetic.textures import textures
 from adl_monai.data.synthetic.tissue import coarse_tissue, tissue
-from adl_monai.data.synthetic.vessels import vessels
+from adl_monai.data.synthetic.vessels import angiogram, vessels
 from adl_monai.data.volume import Volume
 from adl_monai.errors import UsageError
 from adl_monai.files import SYNTHETIC
@@ -35,6 +35,7 @@ KINDS: dict[str, Callable[[tuple[int, ...], np.random.Generator], np.ndarray]] =
     "scan": scan,
     "textures": textures,
     "vessels": vessels,
+    "angiogram": angiogram,
     "tissue": tissue,
     "coarse_tissue": coarse_tissue,
     "photo": photo,
@@ -49,8 +50,9 @@ def synthetic_volume(shape: Sequence[int], seed: int, kind: str = "leaves") -> n
         seed: >= 0.
         kind: ``leaves``, ``clouds``, ``layers``, ``scan`` (all of them in one made-up scan), ``textures`` (leaves with
             stripes, weaves and grain), ``vessels`` (thin ones, and spots, on a smooth background or on leaves,
-            layers and clouds), ``tissue`` (a head of random contrast; needs nilearn), ``coarse_tissue`` (the same in
-            voxels of 1.2 to 2.2 mm) or ``photo`` (a crop of a photograph, 2D only; needs scikit-image).
+            layers and clouds), ``angiogram`` (vessels, thin and wide, where all else was cut away), ``tissue`` (a head
+            of random contrast; needs nilearn), ``coarse_tissue`` (the same in voxels of 1.2 to 2.2 mm) or ``photo`` (a
+            crop of a photograph, 2D only; needs scikit-image).
 
     Returns:
         float32 array of ``shape`` in [0, 1].

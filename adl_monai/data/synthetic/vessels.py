@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from adl_monai.data.synthetic.fields import power_law_field, smooth_field
+from adl_monai.data.synthetic.fields import paint_tubes, power_law_field, smooth_field
 from adl_monai.data.synthetic.scan import DETAIL_BAND, as_scanned, tissue_mosaic
 
 LENGTHS = {2: (0.01, 0.08), 3: (0.003, 0.02)}  # of all vessels together, voxels for each voxel of the image
@@ -20,6 +20,7 @@ VOXELS_PER_SPOT = 4000
 CONTRASTS = (0.04, 0.7)  # of the intensity range
 BLURS = (0.3, 0.9)  # standard deviation of the strongest blur, voxels: of sharp images and of the others
 GRAINS = (0.003, 0.02)  # standard deviation of fine texture, of the intensity range
+CUTS = (0.02, 0.3)  # of the brightest voxel: what is fainter is cut away
 
 
 def vessels(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -37,16 +38,41 @@ def vessels(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         image = tissue_mosaic(shape, rng)
     if rng.uniform() < 0.25:
         image += rng.uniform(*GRAINS) * power_law_field(shape, rng.uniform(0.5, len(shape)), rng, DETAIL_BAND)
-    added = np.zeros(shape, dtype=np.float32)
-    length = _log_uniform(LENGTHS[len(shape)], rng) * image.size / max(shape)
-    for _ in range(math.ceil(length)):
-        _add_vessel(added, rng)
-    if rng.uniform() < 0.5:
-        for _ in range(rng.integers(1, 2 + image.size // VOXELS_PER_SPOT)):
-            _add_spot(added, rng)
+    added = _vessels_and_spots(shape, rng)
     sign = 1 if rng.uniform() < 0.7 else -1
     image = np.clip(image + sign * added, 0.0, 1.0, dtype=np.float32)
     return as_scanned(image, rng, cut_out=0.3, blurred=float(rng.choice(BLURS)))
+
+
+def angiogram(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Vessels, thin and wide, and spots, where all else was cut away.
+
+    In two of three images, what is fainter than some level was cut away too, which leaves hard edges. Little varies in
+    the dark around them, as in an image without noise or in one of counts, whatever the vessels' own noise may be.
+
+    Returns:
+        float32 in [0, 1].
+    """
+    image = np.zeros(shape, dtype=np.float32)
+    for _ in range(rng.integers(1, 5)):
+        paint_tubes(image, rng)
+    image = np.maximum(image, _vessels_and_spots(shape, rng)).clip(0.0, 1.0)
+    image = as_scanned(image, rng, cut_out=0.0, blurred=float(rng.choice(BLURS)))
+    if rng.uniform() < 2 / 3:
+        image[image < _log_uniform(CUTS, rng) * image.max()] = 0.0
+    return image
+
+
+def _vessels_and_spots(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """On zero: vessels, and spots in half of the draws."""
+    added = np.zeros(shape, dtype=np.float32)
+    length = _log_uniform(LENGTHS[len(shape)], rng) * added.size / max(shape)
+    for _ in range(math.ceil(length)):
+        _add_vessel(added, rng)
+    if rng.uniform() < 0.5:
+        for _ in range(rng.integers(1, 2 + added.size // VOXELS_PER_SPOT)):
+            _add_spot(added, rng)
+    return added
 
 
 def _add_vessel(added: np.ndarray, rng: np.random.Generator) -> None:
