@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -242,9 +243,13 @@ def test_batches_are_validated(spatial_dims: int, manifest: Path, tmp_path: Path
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("scales", [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]], ids=["all scales", "one scale"])
-def test_two_processes_train_together(manifest: Path, tmp_path: Path, scales: list[float]) -> None:
-    values = {**TINY, "loss#scale_weights": scales}
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"loss#scale_weights": [1.0, 0.0, 0.0]}, {"network_def#multi_scale": False}],
+    ids=["all scales", "loss of one scale", "network of one scale"],
+)
+def test_two_processes_train_together(manifest: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+    values = {**TINY, **changed}
     options = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
