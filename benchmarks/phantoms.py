@@ -14,6 +14,7 @@ local means back. Each phantom is measured as it is ("noisy") and denoised with 
 - Four lesions of 3³ voxels, three times as hot as the body (20 counts): their sum above the body, and their peaks (mean
   of the highest voxels), as shares of the true ones.
 - Uniform noise from 0 to 1 with nothing behind it: its mean.
+- Poisson counts that fill the whole image, 1, 1.5, 2 or 3 a voxel: their sum, as a share of the true one.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ def phantoms(seed: int = 0) -> list[Phantom]:
     found.append(("lesions: sum", counts, lambda x: (x - 20 * BODY)[NEAR].sum() / (40 * LESIONS.sum())))
     found.append(("lesions: peaks", counts, lambda x: np.mean([x[one].max() for one in _separate(LESIONS)]) / 60))
     found.append(("uniform noise alone: mean", rng.uniform(size=(48, 48, 48)), np.mean))
+    for level in (1.0, 1.5, 2.0, 3.0):
+        counts = rng.poisson(level, SHAPE)
+        found.append((f"nothing but counts, {level:g} a voxel: sum", counts, lambda x, level=level: x.mean() / level))
     return found
 
 

@@ -229,6 +229,7 @@ def test_phantoms_are_what_is_said_of_them() -> None:
         ("PET, 10 counts a voxel: sum", 10.0 * body),
         ("lesions: sum", 20.0 * (body + 2 * lesions)),
         ("lesions: peaks", 20.0 * (body + 2 * lesions)),
+        ("nothing but counts, 1.5 a voxel: sum", np.full(body.shape, 1.5)),
     ):
         image, measure = found[name]
         assert measure(truth) == pytest.approx(1)
