@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from adl_monai.bundle import open_workflow, shipped_bundle, shipped_bundles
@@ -241,6 +241,30 @@ def test_batches_are_validated(spatial_dims: int, manifest: Path, tmp_path: Path
         result = train(manifest, tmp_path / f"run{size}", spatial_dims=spatial_dims, overrides=options)
         figures.append(result.metrics)
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+
+
+@DIMS
+@pytest.mark.parametrize(
+    ("changed", "unused"),
+    [
+        ({}, False),
+        ({"loss#scale_weights": [1.0, 0.1, 0.0]}, True),
+        ({"network_def#multi_scale": False}, True),
+        (
+            {"network_def": {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3}},
+            False,
+        ),
+    ],
+    ids=["all scales", "loss of two scales", "network of one scale", "another network"],
+)
+def test_processes_look_for_unused_parameters_where_there_are(
+    spatial_dims: int, changed: dict[str, Any], unused: bool
+) -> None:
+    configs = shipped_bundle(spatial_dims) / "configs"
+    parser = ConfigParser()
+    parser.read_config([str(configs / f"{name}.json") for name in ("train", "default", "multi_gpu_train")])
+    parser.update(changed)
+    assert parser.get_parsed_content("network#find_unused_parameters") is unused
 
 
 @pytest.mark.parametrize(
