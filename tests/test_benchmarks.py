@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
 from adl_monai.bundle import shipped_bundle
@@ -23,6 +24,7 @@ from tests.conftest import TINY, generated_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import folder_manifest
 import loader
 import network_variants
 import peers
@@ -282,6 +284,52 @@ def test_thick_slices_are_measured_with_both_models(tmp_path: Path, capsys: pyte
         of_3d, _, of_2d, difference = cell.split()
         assert name == thickness
         assert float(difference.strip("()")) == pytest.approx(float(of_2d) - float(of_3d), abs=0.011)
+
+
+def folder_manifest_of(folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
+    """What ``folder_manifest.py`` writes."""
+    monkeypatch.setattr(sys, "argv", ["folder_manifest.py", str(folder), "-o", str(output), *options])
+    folder_manifest.main()
+    return json.loads(output.read_text())
+
+
+def test_reduced_copies_are_trained_on_and_belong_to_their_images_subject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    ramp = np.broadcast_to(np.arange(50, 250, 2, dtype=np.uint8), (60, 100))
+    for name in ("a.png", "a.tif", "b.png", "c.png"):
+        Image.fromarray(np.ascontiguousarray(ramp)).save(pictures / name)
+    before = {path: path.read_bytes() for path in pictures.iterdir()}
+
+    manifest = folder_manifest_of(
+        pictures, tmp_path / "all.json", monkeypatch, "--validation", "1", "--scales", "0.5", "0.9"
+    )
+
+    subjects = [case["patient"] for case in manifest["training"]]
+    assert subjects == ["a.tif", "b.png", "c.png"] * 3
+    assert [case["patient"] for case in manifest["validation"]] == ["a.png"]
+    assert len({case["image"] for case in manifest["training"]}) == 9
+    assert {path: path.read_bytes() for path in pictures.iterdir()} == before
+    for case, width in zip(manifest["training"], [100] * 3 + [50] * 3 + [90] * 3, strict=True):
+        with Image.open(case["image"]) as picture:
+            assert picture.size == (width, width * 60 // 100)
+            row = np.asarray(picture)[10, 5:-5].astype(float)
+        slope = 2 * 100 / width  # grey values a pixel; 50 at the middle of the first pixel of the original
+        np.testing.assert_allclose(row, 49 + slope * (np.arange(width)[5:-5] + 0.5), atol=1)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("a.png", "1.5"), ("a.nii.gz", "0.5")])
+def test_what_cannot_be_reduced_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, scale: str
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / name).touch()
+    with pytest.raises(SystemExit):
+        folder_manifest_of(pictures, tmp_path / "all.json", monkeypatch, "--scales", scale)
+    assert list(tmp_path.iterdir()) == [pictures]
 
 
 def test_the_cost_of_patches_is_set_against_that_of_steps(tmp_path: Path) -> None:
