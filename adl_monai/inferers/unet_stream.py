@@ -162,18 +162,21 @@ class UNetStream:
             kernel = torch.cat([kernel, kernel], 1)
         return kernel.to(self.device, self.dtype, memory_format=self.layout, copy=True)
 
-    def _folded(self, weight: Tensor, norm: nn.Module, of_image: bool = False) -> tuple[Tensor, Tensor | None]:
+    def _folded(
+        self, weight: Tensor, bias: Tensor | None, norm: nn.Module, of_image: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias of a convolution with the norm behind it."""
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            return self._kernel(weight, of_image), None
-        assert norm.running_var is not None
-        assert norm.running_mean is not None
-        scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
-        bias = (norm.bias - norm.running_mean * scale).detach().to(self.device, self.dtype)
-        return self._kernel(weight.detach() * scale.view(-1, *(1,) * (weight.ndim - 1)), of_image), bias
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            assert norm.running_var is not None
+            assert norm.running_mean is not None
+            scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+            mean = norm.running_mean if bias is None else norm.running_mean - bias
+            weight, bias = weight * scale.view(-1, *(1,) * (weight.ndim - 1)), (norm.bias - mean * scale).detach()
+        return self._kernel(weight, of_image), None if bias is None else bias.to(self.device, self.dtype, copy=True)
 
     def _conv(self, conv: ConvNd, norm: nn.Module, act: nn.Module | None = None, of_image: bool = False) -> RollingConv:
-        kernel, bias = self._folded(conv.weight, norm, of_image)
+        kernel, bias = self._folded(conv.weight, conv.bias, norm, of_image)
         return RollingConv(kernel, bias, conv.stride[0], conv.dilation[0], act)
 
     def _block(self, block: ResidualBlock, of_image: bool = False) -> RollingBlock:
@@ -190,11 +193,13 @@ class UNetStream:
     def _enhancer(self, enhancer: ContentEnhancer) -> RollingBlock:
         # The norm lies behind the joined convolutions: each takes its share of it.
         convs = (enhancer.near, enhancer.far)
-        kernels, biases = self._folded(torch.cat([conv.weight for conv in convs]), enhancer.norm1, of_image=True)
+        shifts = [conv.bias for conv in convs if conv.bias is not None]
+        bias = torch.cat(shifts) if shifts else None
+        kernels, biases = self._folded(torch.cat([conv.weight for conv in convs]), bias, enhancer.norm1, of_image=True)
         shares = (None, None) if biases is None else biases.chunk(2)
         near, far = (
-            RollingConv(kernel.clone(memory_format=self.layout), bias, 1, conv.dilation[0], enhancer.act1)
-            for conv, kernel, bias in zip(convs, kernels.chunk(2), shares, strict=True)
+            RollingConv(kernel.clone(memory_format=self.layout), share, 1, conv.dilation[0], enhancer.act1)
+            for conv, kernel, share in zip(convs, kernels.chunk(2), shares, strict=True)
         )
         return RollingBlock(
             RollingPair(near, far),

@@ -41,19 +41,26 @@ class UEncoder(nn.Module):
         filters: (f1, f2, f3, fb).
         norm: MONAI's norm notation, or None.
         act: MONAI's activation notation.
+        bias: Whether the 3³ convolutions have a bias.
     """
 
     divisor: Final[int] = DIVISOR
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, filters: Sequence[int], norm: Spec | None, act: Spec
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        filters: Sequence[int],
+        norm: Spec | None,
+        act: Spec,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         f1, f2, f3, fb = filters
-        self.encode1 = ResidualBlock(spatial_dims, in_channels, f1, 1, norm, act)
-        self.encode2 = ResidualBlock(spatial_dims, f1, f2, 2, norm, act)
-        self.encode3 = ResidualBlock(spatial_dims, f2, f3, 2, norm, act)
-        self.bridge = ResidualBlock(spatial_dims, f3, fb, 2, norm, act)
+        self.encode1 = ResidualBlock(spatial_dims, in_channels, f1, 1, norm, act, bias)
+        self.encode2 = ResidualBlock(spatial_dims, f1, f2, 2, norm, act, bias)
+        self.encode3 = ResidualBlock(spatial_dims, f2, f3, 2, norm, act, bias)
+        self.bridge = ResidualBlock(spatial_dims, f3, fb, 2, norm, act, bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, C, H, W[, D]) → features at full, 1/2, 1/4 and 1/8 size.
@@ -78,16 +85,24 @@ class DecoderStage(Recomputable):
         out_channels: Channels of the stage, before and after the join.
         norm: MONAI's norm notation, or None.
         act: MONAI's activation notation.
+        bias: Whether the block's 3³ convolutions have a bias.
     """
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, skip_channels: int, out_channels: int, norm: Spec | None, act: Spec
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        norm: Spec | None,
+        act: Spec,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.upsample = Conv["convtrans", spatial_dims](
             in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=False
         )
-        self.block = ResidualBlock(spatial_dims, out_channels + skip_channels, out_channels, 1, norm, act)
+        self.block = ResidualBlock(spatial_dims, out_channels + skip_channels, out_channels, 1, norm, act, bias)
         if norm is None:
             # Kaiming for a linear layer; a transposed kernel of stride 2 puts only 1 tap in 2^dims on a voxel.
             nn.init.kaiming_normal_(self.upsample.weight, mode="fan_out", nonlinearity="linear")

@@ -1,8 +1,9 @@
 """The units the Efficient-UNet is built of: residual block, transformer head and content enhancer.
 
-No convolution carries a bias, as in the paper. Without normalisation (``norm=None``) that makes a network
+No convolution carries a bias by default, as in the paper. Without normalisation (``norm=None``) that makes a network
 positively homogeneous: scaling the image by a > 0 scales the output by a, which is why bias-free denoisers carry over
-to noise levels they were not trained on (Mohan et al., 2020, arXiv 1906.05478).
+to noise levels they were not trained on (Mohan et al., 2020, arXiv 1906.05478). With ``bias=True``, convolutions wider
+than one voxel have one, 0 at first: those of one, which stand beside or behind them, could add nothing.
 """
 
 import math
@@ -39,15 +40,24 @@ class ThinningConv2d(nn.Conv2d):
 
 
 def conv(
-    spatial_dims: int, in_channels: int, out_channels: int, size: int, stride: int = 1, dilation: int = 1
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
 ) -> ConvNd:
-    """A bias-free convolution that keeps the spatial size (divided by ``stride``)."""
+    """A convolution that keeps the spatial size (divided by ``stride``); its bias, if it has one, starts at 0."""
     padding = dilation * (size - 1) // 2
     if (spatial_dims, size) == (2, 1) and stride > 1 and in_channels < SAFE_CHANNELS:
         return ThinningConv2d(in_channels, out_channels, size, stride=stride, bias=False)
-    return Conv["conv", spatial_dims](
-        in_channels, out_channels, size, stride=stride, padding=padding, dilation=dilation, bias=False
+    layer: ConvNd = Conv["conv", spatial_dims](
+        in_channels, out_channels, size, stride=stride, padding=padding, dilation=dilation, bias=bias
     )
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def norm_layer(spatial_dims: int, channels: int, norm: Spec | None) -> nn.Module:
@@ -106,6 +116,7 @@ class ResidualBlock(Recomputable):
         stride: 1 keeps the size, 2 halves it.
         norm: MONAI's norm notation, or None.
         act: MONAI's activation notation.
+        bias: Whether the 3³ convolutions have a bias.
     """
 
     def __init__(
@@ -116,12 +127,13 @@ class ResidualBlock(Recomputable):
         stride: int = 1,
         norm: Spec | None = "batch",
         act: Spec = "relu",
+        bias: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1 = conv(spatial_dims, in_channels, out_channels, 3, stride=stride)
+        self.conv1 = conv(spatial_dims, in_channels, out_channels, 3, stride=stride, bias=bias)
         self.norm1 = norm_layer(spatial_dims, out_channels, norm)
         self.act1 = get_act_layer(act)
-        self.conv2 = conv(spatial_dims, out_channels, out_channels, 3)
+        self.conv2 = conv(spatial_dims, out_channels, out_channels, 3, bias=bias)
         self.norm2 = norm_layer(spatial_dims, out_channels, norm)
         self.shortcut = conv(spatial_dims, in_channels, out_channels, 1, stride=stride)
         self.act2 = get_act_layer(act)
@@ -150,6 +162,7 @@ class TransformerHead(Recomputable):
         depth: Number n of residual blocks; the channels never fall below 1.
         norm: MONAI's norm notation, or None. Group norms adapt to the shrinking width, see ``norm_layer``.
         act: MONAI's activation notation.
+        bias: Whether the blocks have biases.
     """
 
     def __init__(
@@ -160,10 +173,12 @@ class TransformerHead(Recomputable):
         depth: int,
         norm: Spec | None = "batch",
         act: Spec = "relu",
+        bias: bool = False,
     ) -> None:
         super().__init__()
         widths = [max(1, in_channels // 2**level) for level in range(depth + 1)]
-        blocks = [ResidualBlock(spatial_dims, wide, narrow, norm=norm, act=act) for wide, narrow in pairwise(widths)]
+        pairs = pairwise(widths)
+        blocks = [ResidualBlock(spatial_dims, wide, narrow, norm=norm, act=act, bias=bias) for wide, narrow in pairs]
         self.blocks = nn.Sequential(*blocks)
         self.project = conv(spatial_dims, widths[-1], out_channels, 1)
         if norm is None:
@@ -187,18 +202,25 @@ class ContentEnhancer(Recomputable):
         out_channels: Channels of the features.
         norm: MONAI's norm notation, or None.
         act: MONAI's activation notation.
+        bias: Whether the 7³ and 3³ convolutions have a bias.
     """
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, norm: Spec | None = "batch", act: Spec = "relu"
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        norm: Spec | None = "batch",
+        act: Spec = "relu",
+        bias: bool = False,
     ) -> None:
         super().__init__()
         half = (out_channels + 1) // 2
-        self.near = conv(spatial_dims, in_channels, half, 7)
-        self.far = conv(spatial_dims, in_channels, half, 7, dilation=4)
+        self.near = conv(spatial_dims, in_channels, half, 7, bias=bias)
+        self.far = conv(spatial_dims, in_channels, half, 7, dilation=4, bias=bias)
         self.norm1 = norm_layer(spatial_dims, 2 * half, norm)
         self.act1 = get_act_layer(act)
-        self.join = conv(spatial_dims, 2 * half, out_channels, 3)
+        self.join = conv(spatial_dims, 2 * half, out_channels, 3, bias=bias)
         self.norm2 = norm_layer(spatial_dims, out_channels, norm)
         self.shortcut = conv(spatial_dims, in_channels, out_channels, 1)
         self.act2 = get_act_layer(act)

@@ -41,8 +41,10 @@ class EfficientUNet(nn.Module):
     the paper's 3² convolution (685,008 against 88,128 parameters). Besides, the public blocks share one batch norm
     between two convolutions (2,488 fewer), and its transposed convolutions have a bias (384 more).
 
-    Without norm, the network is bias-free in the sense of Mohan et al. (2020, arXiv 1906.05478): with a residual head,
-    scaling the noisy image scales the denoised one.
+    Without norm and biases, the network is bias-free in the sense of Mohan et al. (2020, arXiv 1906.05478): with a
+    residual head, scaling the noisy image scales the denoised one. It cannot know how strong noise is but from the
+    image. Biases let it expect the levels it was trained on: fine texture, which looks like stronger noise, is kept
+    better at those, and other levels are what it was not made for.
 
     Args:
         spatial_dims: 2 or 3.
@@ -63,6 +65,7 @@ class EfficientUNet(nn.Module):
         checkpointing: Gradient checkpointing: in training, only what passes between the blocks is kept, and each block
             is computed a second time in the backward pass. The same gradients in less memory and more time; nothing
             changes in inference.
+        bias: Whether the convolutions, but those of one voxel and the transposed ones, have a bias (0 at first).
 
     Raises:
         ValueError: If an argument does not describe a network, or a residual head has to change the channel count.
@@ -87,6 +90,7 @@ class EfficientUNet(nn.Module):
         content_enhancer: bool = True,
         multi_scale: bool = True,
         checkpointing: bool = False,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         check_arguments(spatial_dims, [in_channels, out_channels], filters)
@@ -102,15 +106,15 @@ class EfficientUNet(nn.Module):
         self.predicts_residual = head == "residual"
 
         f1, f2, f3, fb = filters
-        self.encoder = UEncoder(spatial_dims, in_channels, filters, norm, act)
+        self.encoder = UEncoder(spatial_dims, in_channels, filters, norm, act, bias)
         if content_enhancer:
-            self.enhancer = ContentEnhancer(spatial_dims, in_channels, f1, norm, act)
-        self.decode3 = DecoderStage(spatial_dims, fb, f3, f3, norm, act)
-        self.decode2 = DecoderStage(spatial_dims, f3, f2, f2, norm, act)
-        self.decode1 = DecoderStage(spatial_dims, f2, 2 * f1 if content_enhancer else f1, f1, norm, act)
-        self.head1 = TransformerHead(spatial_dims, f1, out_channels, 1, norm, act)
-        self.head2 = TransformerHead(spatial_dims, f2, out_channels, 2, norm, act)
-        self.head3 = TransformerHead(spatial_dims, f3, out_channels, 3, norm, act)
+            self.enhancer = ContentEnhancer(spatial_dims, in_channels, f1, norm, act, bias)
+        self.decode3 = DecoderStage(spatial_dims, fb, f3, f3, norm, act, bias)
+        self.decode2 = DecoderStage(spatial_dims, f3, f2, f2, norm, act, bias)
+        self.decode1 = DecoderStage(spatial_dims, f2, 2 * f1 if content_enhancer else f1, f1, norm, act, bias)
+        self.head1 = TransformerHead(spatial_dims, f1, out_channels, 1, norm, act, bias)
+        self.head2 = TransformerHead(spatial_dims, f2, out_channels, 2, norm, act, bias)
+        self.head3 = TransformerHead(spatial_dims, f3, out_channels, 3, norm, act, bias)
         self.halve = Pool["avg", spatial_dims](2)
         if self.predicts_residual:
             size = RESIDUAL_START_UNNORMALISED if norm is None else RESIDUAL_START

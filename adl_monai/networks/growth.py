@@ -15,7 +15,8 @@ def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str,
     """Weights with which an ``EfficientUNet`` computes what a narrower one of the same build computed.
 
     Channels that the narrower network had keep their weights and get 0 from the new channels; the new channels keep the
-    fresh weights that ``network`` has. All the features of a content enhancer are new where only ``network`` has one.
+    fresh weights that ``network`` has. All the features of a content enhancer are new where only ``network`` has one;
+    biases that only ``network`` has are 0.
 
     Args:
         narrow: State of the narrower (or equally wide) network.
@@ -29,12 +30,16 @@ def grown_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str,
             channels.
     """
     wide = {name: value.clone() for name, value in network.state_dict().items()}
-    odd = [name for name in wide.keys() ^ narrow.keys() if name in narrow or not name.startswith("enhancer.")]
+    biases = new_biases(narrow, wide)
+    unknown = (wide.keys() ^ narrow.keys()) - biases.keys()
+    odd = [name for name in unknown if name in narrow or not name.startswith("enhancer.")]
     if odd:
         raise ValueError(
-            f"the networks are built differently ({min(odd)} is in one of them only); change filters or add a content "
-            "enhancer, nothing else."
+            f"the networks are built differently ({min(odd)} is in one of them only); change filters, add a content "
+            "enhancer or biases, nothing else."
         )
+    for name in biases:
+        wide[name].zero_()
     for name, weights in narrow.items():
         new = wide[name]
         old = weights.to(new)  # those of a model in the box are in half precision
@@ -67,7 +72,8 @@ def held_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, 
         network: The wider network.
 
     Returns:
-        By the name of each parameter that the narrower network had: booleans of the wider parameter's shape.
+        By the name of each parameter of channels that the narrower network had: booleans of the wider parameter's
+        shape.
 
     Raises:
         ValueError: If the full-scale head has not grown, so that nothing would change, or norms follow the images.
@@ -84,6 +90,8 @@ def held_weights(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[str, 
         else:
             kept[: old.shape[0]] = True
         held[name] = kept
+    for name, channels in new_biases(narrow, wide).items():
+        held[name] = torch.arange(len(wide[name])) < channels
     if held["head1.project.weight"].all():
         raise ValueError("the image would listen to no new channel; give a first filter that is wider by 2 or more.")
     return held
@@ -105,6 +113,12 @@ def learning_channels(narrow: Mapping[str, Tensor], network: nn.Module) -> dict[
         if layer != name and type(network.get_submodule(layer)) in (nn.Conv2d, nn.Conv3d):
             learning[layer] = slice(0 if name.endswith("project.weight") else old.shape[0], None)
     return learning
+
+
+def new_biases(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> dict[str, int]:
+    """Biases that the wider network has and the narrower has not, each with the channels its convolution had there."""
+    layers = [name.removesuffix(".bias") for name in wide.keys() - narrow.keys() if name.endswith(".bias")]
+    return {f"{layer}.bias": len(narrow[f"{layer}.weight"]) for layer in sorted(layers) if f"{layer}.weight" in narrow}
 
 
 def joined_inputs(name: str, narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> list[tuple[int, int]]:

@@ -30,7 +30,7 @@ def learn_only(network: nn.Module, learning: Mapping[str, slice]) -> None:
 
     Args:
         network: Changed in place.
-        learning: By the name of each bias-free convolution that has held channels: those of its output that learn.
+        learning: By the name of each convolution that has held channels: those of its output that learn.
     """
     for name, channels in learning.items():
         layer: Any = network.get_submodule(name)
@@ -41,28 +41,33 @@ def _forward(layer: ConvNd, learning: slice, features: Tensor, weight: Tensor, b
     device = features.device.type
     if torch.is_autocast_enabled(device):  # which does not see into the function's backward
         dtype = torch.get_autocast_dtype(device)
-        features, weight = features.to(dtype), weight.to(dtype)
+        features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     geometry = (layer.stride, layer.padding, layer.dilation)
-    result: Tensor = _PartialGradient.apply(features, weight, geometry, learning)  # type: ignore[no-untyped-call]
+    result: Tensor = _PartialGradient.apply(features, weight, bias, geometry, learning)  # type: ignore[no-untyped-call]
     return result
 
 
 class _PartialGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, geometry: Any, learning: slice) -> Tensor:
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, learning: slice
+    ) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.geometry, ctx.learning = geometry, learning
         convolve, _, _ = CONVOLUTIONS[features.ndim]
-        return convolve(features, weight, None, *geometry)
+        return convolve(features, weight, bias, *geometry)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
         features, weight = ctx.saved_tensors
         _, input_gradient, weight_gradient = CONVOLUTIONS[features.ndim]
         gradient, kernels = gradients[0][:, ctx.learning], weight[ctx.learning]
-        of_features, of_weight = None, torch.zeros_like(weight)
+        of_features, of_weight, of_bias = None, torch.zeros_like(weight), None
         if len(kernels):
             of_weight[ctx.learning] = weight_gradient(features, kernels.shape, gradient, *ctx.geometry)
+        if ctx.needs_input_grad[2]:
+            of_bias = weight.new_zeros(len(weight))
+            of_bias[ctx.learning] = gradient.sum((0, *range(2, gradient.ndim)))
         if ctx.needs_input_grad[0]:
             # To held channels too, of which the convolution before makes no use: cheaper than to pick the others.
             of_features = (
@@ -70,4 +75,4 @@ class _PartialGradient(torch.autograd.Function):
                 if len(kernels)
                 else torch.zeros_like(features)
             )
-        return of_features, of_weight, None, None
+        return of_features, of_weight, of_bias, None, None

@@ -43,6 +43,28 @@ def test_a_norms_own_epsilon_counts() -> None:
         assert_same(led(UNetStream(network, None, CPU), image), whole(network, image))
 
 
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("enhances", [False, True])
+def test_biases_count(norm: str | None, enhances: bool) -> None:
+    network = network_with(norm=norm, content_enhancer=enhances, bias=True)
+    image = torch.rand(1, 1, 32, 16)
+    for name, value in network.state_dict().items():
+        if "norm" in name and value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 1.5)
+    nn.init.normal_(network.head1.project.weight)
+    with torch.inference_mode():
+        unbiased = whole(network, image)
+    for name, value in network.named_parameters():
+        if name.endswith(".bias") and "norm" not in name:
+            nn.init.normal_(value)
+    with torch.inference_mode():
+        expected = whole(network, image)
+        assert_same(led(UNetStream(network, None, CPU), image), expected)
+        low = led(UNetStream(network, torch.bfloat16, CPU), image)
+    assert (expected - unbiased).abs().max() > 0.1
+    assert float((low - expected).std() / (expected - image).std()) < 0.02
+
+
 def test_images_of_two_channels_in_either_precision() -> None:
     network = network_with(in_channels=2, out_channels=2, norm=None, head="residual")
     nn.init.normal_(network.head1.project.weight)

@@ -50,6 +50,27 @@ def test_both_faces_exchange_weights_strictly(spatial_dims: int, head: str, cont
     training.load_state_dict(inference.state_dict(), strict=True)
 
 
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_biases_start_at_nothing_and_make_a_network_know_its_level(norm: str | None) -> None:
+    leaky = ("leakyrelu", {"negative_slope": 0.1})
+    options = {"filters": SMALL, "norm": norm, "act": leaky, "head": "residual", "multi_scale": False}
+    plain, biased = EfficientUNet(2, **options).eval(), EfficientUNet(2, bias=True, **options).eval()
+    nn.init.ones_(plain.head1.project.weight)
+    added = biased.state_dict().keys() - plain.state_dict().keys()
+    layers = {
+        name: layer.kernel_size for name, layer in biased.named_modules() if isinstance(layer, nn.modules.conv._ConvNd)
+    }
+    assert added == {f"{name}.bias" for name, size in layers.items() if size[0] > 1 and "upsample" not in name}
+    biased.load_state_dict(plain.state_dict(), strict=False)
+    noisy = image(2)
+    assert torch.equal(biased(noisy), plain(noisy))
+    if norm is None:
+        torch.testing.assert_close(biased(2 * noisy), 2 * biased(noisy))
+    for name in added:
+        nn.init.normal_(biased.get_parameter(name))
+    assert (biased(2 * noisy) - 2 * biased(noisy)).abs().max() > 0.01
+
+
 def test_flag_can_be_flipped_on_a_copy() -> None:
     denoiser = EfficientUNet(2, filters=SMALL).eval()
     average = copy.deepcopy(denoiser)

@@ -18,16 +18,17 @@ def image(spatial_dims: int, batch: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("multi_scale", [True, False])
 @pytest.mark.parametrize(
-    ("spatial_dims", "head", "content_enhancer", "norm"),
+    ("spatial_dims", "head", "content_enhancer", "norm", "bias"),
     [
-        (2, "sigmoid", True, "batch"),
-        (3, "residual", True, None),
-        (2, "residual", False, ("group", {"num_groups": 4})),
-        (3, "sigmoid", False, "instance"),
+        (2, "sigmoid", True, "batch", False),
+        (3, "residual", True, None, False),
+        (2, "residual", True, None, True),
+        (2, "residual", False, ("group", {"num_groups": 4}), False),
+        (3, "sigmoid", False, "instance", False),
     ],
 )
 def test_scripted_equals_eager(
-    spatial_dims: int, head: str, content_enhancer: bool, norm: object, multi_scale: bool, tmp_path: Path
+    spatial_dims: int, head: str, content_enhancer: bool, norm: object, bias: bool, multi_scale: bool, tmp_path: Path
 ) -> None:
     denoiser = EfficientUNet(
         spatial_dims,
@@ -36,7 +37,11 @@ def test_scripted_equals_eager(
         head=head,
         content_enhancer=content_enhancer,
         multi_scale=multi_scale,
+        bias=bias,
     ).eval()
+    for name, value in denoiser.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(value)
     torch.jit.script(denoiser).save(str(tmp_path / "denoiser.ts"))
     scripted = torch.jit.load(str(tmp_path / "denoiser.ts"))
     noisy = image(spatial_dims)

@@ -50,6 +50,28 @@ def test_a_content_enhancer_can_be_added(spatial_dims: int, filters: list[int]) 
     assert enhanced.decode1.block.conv1.weight.grad[:, -filters[0] :].abs().max() > 0
 
 
+@pytest.mark.parametrize("enhancers", [(True, True), (False, True)])
+@pytest.mark.parametrize("had_biases", [False, True])
+@pytest.mark.parametrize("norm", ["batch", None])
+@pytest.mark.parametrize("filters", [[8, 9, 16, 20], [12, 12, 16, 24]])
+def test_biases_can_be_added_and_are_kept(
+    enhancers: tuple[bool, bool], had_biases: bool, norm: str | None, filters: list[int]
+) -> None:
+    plain = network(2, [8, 9, 16, 20], content_enhancer=enhancers[0], norm=norm, bias=had_biases)
+    biased = network(2, filters, content_enhancer=enhancers[1], norm=norm, bias=True)
+    with torch.no_grad():
+        for one in (plain, biased):
+            for name, value in one.named_parameters():
+                if name.endswith("conv1.bias"):
+                    value.uniform_(0.1, 0.2)
+    biased.load_state_dict(grown_weights(plain.state_dict(), biased))
+    noisy = torch.rand(1, 1, 16, 16)
+    for before, after in zip(plain(noisy), biased(noisy), strict=True):
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+    sum(image.square().mean() for image in biased(noisy)).backward()
+    assert biased.encoder.bridge.conv1.bias.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("filters", [[8, 9, 16, 20], [12, 12, 16, 24]])
 def test_it_grows_from_weights_in_half_precision(filters: list[int]) -> None:
     narrow = network(2, [8, 9, 16, 20])
@@ -79,6 +101,8 @@ def test_what_does_not_grow_is_refused() -> None:
         grown_weights(state, network(2, [8, 12, 16, 20], content_enhancer=False))
     with pytest.raises(ValueError, match="built differently"):
         grown_weights(state, network(2, [8, 12, 16, 20], norm="batch"))
+    with pytest.raises(ValueError, match="built differently"):
+        grown_weights(network(2, [8, 12, 16, 20], bias=True).state_dict(), network(2, [8, 12, 16, 20]))
     groups = ("group", {"num_groups": 4})
     with pytest.raises(ValueError, match="group norms"):
         grown_weights(network(2, [8, 12, 16, 20], norm=groups).state_dict(), network(2, [8, 16, 16, 20], norm=groups))
@@ -87,11 +111,12 @@ def test_what_does_not_grow_is_refused() -> None:
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("enhancers", [(True, True), (False, False), (False, True)])
 @pytest.mark.parametrize("filters", [[12, 16, 32, 28], [10, 9, 16, 20]])
+@pytest.mark.parametrize("biases", [(False, False), (False, True), (True, True)])
 def test_what_is_held_computes_the_same_after_training(
-    spatial_dims: int, enhancers: tuple[bool, bool], filters: list[int]
+    spatial_dims: int, enhancers: tuple[bool, bool], filters: list[int], biases: tuple[bool, bool]
 ) -> None:
-    old = network(spatial_dims, [8, 9, 16, 20], content_enhancer=enhancers[0])
-    wide = network(spatial_dims, filters, content_enhancer=enhancers[1])
+    old = network(spatial_dims, [8, 9, 16, 20], content_enhancer=enhancers[0], bias=biases[0])
+    wide = network(spatial_dims, filters, content_enhancer=enhancers[1], bias=biases[1])
     state, held = grown_weights(old.state_dict(), wide), held_weights(old.state_dict(), wide)
     wide.load_state_dict(state)
     optimizer = Muon(wide.parameters(), lr=0.01, weight_decay=0.1)

@@ -21,14 +21,17 @@ from adl_monai.networks.recompute import Recomputable
 
 
 def held_twins(
-    spatial_dims: int, enhancers: tuple[bool, bool], filters: list[int]
+    spatial_dims: int, enhancers: tuple[bool, bool], filters: list[int], bias: bool = False
 ) -> tuple[EfficientUNet, EfficientUNet, dict[str, torch.Tensor]]:
     """A grown network whose new channels listen to all, once with all gradients and once with those that learn."""
-    options = {"norm": None, "head": "residual"}
+    options = {"norm": None, "head": "residual", "bias": bias}
     old = EfficientUNet(spatial_dims, filters=[8, 9, 16, 20], content_enhancer=enhancers[0], **options)
     wide = EfficientUNet(spatial_dims, filters=filters, content_enhancer=enhancers[1], **options)
     wide.load_state_dict(grown_weights(old.state_dict(), wide))
     with torch.no_grad():
+        for name, value in wide.named_parameters():
+            if name.endswith(".bias"):
+                value.normal_(0, 0.1)
         for head in (wide.head1, wide.head2, wide.head3):  # as after some training
             head.project.weight.normal_()
     place(wide, torch.device("cpu"), spatial_dims)
@@ -39,17 +42,21 @@ def held_twins(
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize(
-    "precision, enhancers, filters",
+    "precision, enhancers, filters, bias",
     [
-        *product([torch.float32], [(True, True), (False, False), (False, True)], [[12, 16, 32, 28], [10, 9, 16, 20]]),
-        (torch.float32, (True, True), [12, 9, 24, 20]),
-        (torch.bfloat16, (True, True), [12, 16, 32, 28]),
+        *product(
+            [torch.float32], [(True, True), (False, False), (False, True)], [[12, 16, 32, 28], [10, 9, 16, 20]], [False]
+        ),
+        (torch.float32, (True, True), [12, 9, 24, 20], False),
+        (torch.float32, (True, True), [12, 9, 24, 20], True),
+        (torch.bfloat16, (True, True), [12, 16, 32, 28], False),
+        (torch.bfloat16, (True, True), [12, 16, 32, 28], True),
     ],
 )
 def test_what_learns_gets_the_gradients_it_would_get(
-    spatial_dims: int, precision: torch.dtype, enhancers: tuple[bool, bool], filters: list[int]
+    spatial_dims: int, precision: torch.dtype, enhancers: tuple[bool, bool], filters: list[int], bias: bool
 ) -> None:
-    wide, partly, held = held_twins(spatial_dims, enhancers, filters)
+    wide, partly, held = held_twins(spatial_dims, enhancers, filters, bias)
     noisy = torch.rand(1, 1, *(24,) * spatial_dims)
     for network in (wide, partly):
         with torch.autocast("cpu", dtype=precision, enabled=precision is not torch.float32):
