@@ -46,6 +46,7 @@ class Denoiser:
     preprocessing: Any
     postprocessing: Any
     percentiles: tuple[float, float]
+    fixed_range: tuple[float, float] | None = None
 
 
 def shipped_bundles() -> dict[str, Path]:
@@ -223,6 +224,7 @@ def load_denoiser(
         bare.to_empty(device="cpu")
         network = parser.get_parsed_content("network")  # the same, in its place
         lower, upper = parser.get_parsed_content("intensity_percentiles")
+        fixed = parser.get_parsed_content("intensity_range")
         parts = {
             name: parser.get_parsed_content(name) for name in ("inferer", "preprocessing", "postprocessing", "device")
         }
@@ -239,5 +241,6 @@ def load_denoiser(
         spatial_dims=axes,
         network=network,
         percentiles=(float(lower), float(upper)),
+        fixed_range=None if fixed is None else (float(fixed[0]), float(fixed[1])),
         **parts,
     )

@@ -45,6 +45,9 @@ def write_bundle(
     (target / "models").mkdir(parents=True, exist_ok=True)
     path = target / "configs" / "metadata.json"
     metadata = metadata_of_a_run(source)
+    if values.get("intensity_range") is not None:
+        low, high = values["intensity_range"]
+        metadata["image_classes"] = f"one channel, intensities mapped affinely so that {low} and {high} are 0 and 1"
     path.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     for name, text in docs_of_a_run(source).items():
         (target / "docs" / name).write_text(text, encoding="utf-8")

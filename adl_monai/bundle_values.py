@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 NETWORK_TARGET = "adl_monai.networks.EfficientUNet"
-PLAIN_KEYS = ("tile", "overlap", "intensity_percentiles")
+PLAIN_KEYS = ("tile", "overlap", "intensity_percentiles", "intensity_range")
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def check_values(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor],
     """
     import torch
 
+    from adl_monai.data.normalization import check_fixed_range
     from adl_monai.inferers import TiledInferer
     from adl_monai.networks import EfficientUNet
 
@@ -102,6 +103,8 @@ def check_values(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor],
         lower, upper = (float(value) for value in percentiles)
         if not 0 <= lower < upper <= 100:
             raise ValueError(f"intensity_percentiles {percentiles} must rise from at least 0 to at most 100.")
+        if values.get("intensity_range") is not None:
+            check_fixed_range(values["intensity_range"])
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"{path}: {', '.join(PLAIN_KEYS)} are not usable ({first_line(error)}); pass the folder that adl-monai "

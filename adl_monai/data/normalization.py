@@ -8,7 +8,7 @@ float32 can hold, so a round trip loses no more than the rounding of float32 its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from monai.utils import TraceKeys, convert_to_tensor
 from adl_monai.errors import ScanFileError
 
 MAX_SAMPLED_VOXELS = 2**21
+MOST_TIMES = 200  # wider or narrower than a fixed range: 0 to 1 for 0 to 255, or 16 bits for 8
 
 
 def robust_range(image: np.ndarray | torch.Tensor, lower: float = 0.5, upper: float = 99.5) -> tuple[float, float]:
@@ -49,6 +50,41 @@ def robust_range(image: np.ndarray | torch.Tensor, lower: float = 0.5, upper: fl
         raise ValueError(f"an image of shape {values.shape} has no voxels, hence no range; check the crop or the file.")
     sampled = values.reshape(-1)[:: sample_step(values.size)]
     return range_of_sample(sampled, lambda: (float(values.min()), float(values.max())), lower, upper)
+
+
+def in_fixed_range(found: tuple[float, float], fixed: Sequence[float] | None) -> tuple[float, float]:
+    """Offset and scale of a fixed range instead of those that an image has by itself.
+
+    A network that knows the scale of its images can know how strong their noise is: CT in HU, pictures of 8 bits.
+
+    Args:
+        found: ``robust_range`` of the image. A constant image keeps it.
+        fixed: (low, high) in stored values, which become 0 and 1, or None for ``found`` as it is.
+
+    Raises:
+        ValueError: If ``fixed`` is no range.
+        ScanFileError: If the image's own range is over two hundred times wider or narrower: it has another unit.
+    """
+    if fixed is None:
+        return found
+    check_fixed_range(fixed)
+    low, scale = float(np.float32(fixed[0])), float(np.float32(fixed[1] - fixed[0]))
+    if found[1] == 0:
+        return found
+    if not 1 / MOST_TIMES <= found[1] / scale <= MOST_TIMES:
+        raise ScanFileError(
+            f"most intensities lie between {found[0]:.6g} and {found[0] + found[1]:.6g}, but the model is for images "
+            f"whose values are between {fixed[0]:.6g} and {fixed[1]:.6g}; convert the image to that unit, or use a "
+            "model that takes any (adl3d, adl2d)."
+        )
+    return low, scale
+
+
+def check_fixed_range(fixed: Sequence[float]) -> None:
+    """Raise a ValueError unless these are two finite numbers that rise."""
+    low, high = (float(value) for value in fixed)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"intensity range {list(fixed)} given; expected two finite numbers that rise.")
 
 
 def range_of_sample(
@@ -123,6 +159,7 @@ class RobustNormalized(MapTransform, InvertibleTransform):
         lower: percentile mapped to 0.
         upper: percentile mapped to 1.
         allow_missing_keys: skip keys that a case does not have.
+        fixed: (low, high) in stored values, mapped to 0 and 1 instead of the percentiles, see ``in_fixed_range``.
     """
 
     def __init__(
@@ -132,11 +169,15 @@ class RobustNormalized(MapTransform, InvertibleTransform):
         lower: float = 0.5,
         upper: float = 99.5,
         allow_missing_keys: bool = False,
+        fixed: Sequence[float] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.reference_key = reference_key
         self.lower = lower
         self.upper = upper
+        self.fixed = fixed
+        if fixed is not None:
+            check_fixed_range(fixed)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Normalise the case; the input mapping and its images are left as they were."""
@@ -149,7 +190,7 @@ class RobustNormalized(MapTransform, InvertibleTransform):
             raise KeyError(
                 f"the case has no {reference!r} to take the intensity range from; it has {sorted(map(str, case))}."
             )
-        offset, scale = robust_range(case[reference], self.lower, self.upper)
+        offset, scale = in_fixed_range(robust_range(case[reference], self.lower, self.upper), self.fixed)
         constant = scale == 0
         scale = scale or 1.0
         for key in keys:

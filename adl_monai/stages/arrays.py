@@ -16,7 +16,7 @@ from adl_monai.compute import pick_device
 from adl_monai.data.io import read_volume
 from adl_monai.data.missing_voxels import filled_from_beside, keeps_missing
 from adl_monai.data.noise_floor import keep_means, keeps_means, warn_of_fall
-from adl_monai.data.normalization import denormalize, normalize, robust_range
+from adl_monai.data.normalization import denormalize, in_fixed_range, normalize, robust_range
 from adl_monai.data.volume import Volume
 from adl_monai.data.voxels import FEWEST_STEPS, float32_step
 from adl_monai.errors import ModelError, UsageError
@@ -128,8 +128,7 @@ def denoise(
             f"the array is 2D (shape {image.shape}), but the model {model.name} is 3D; pass a 2D one (model='adl2d')."
         )
     noisy = torch.from_numpy(_in_single(image, model.percentiles))[None]
-    lower, upper = model.percentiles
-    offset, scale = robust_range(noisy, lower, upper)
+    offset, scale = in_fixed_range(robust_range(noisy, *model.percentiles), model.fixed_range)
     if scale == 0:
         logger.warning("the image is constant and is returned unchanged")
         return image.astype(np.float32)

@@ -22,7 +22,7 @@ from adl_monai.data.nifti.file import peek_header
 from adl_monai.data.nifti.sink import NiftiSink, nifti_sink
 from adl_monai.data.nifti.stream import NiftiSource, open_nifti_source, unnamed_file
 from adl_monai.data.noise_floor import keeps_means, warn_of_fall
-from adl_monai.data.normalization import denormalize, normalize
+from adl_monai.data.normalization import denormalize, in_fixed_range, normalize
 from adl_monai.data.output import check_output
 from adl_monai.data.overlap import WriteBehind
 from adl_monai.data.raw_voxels import Box, RawVoxels, lengths, slabs
@@ -85,7 +85,7 @@ def denoise_stream(
         middle_planes = slice(source.shape[2] // 2, source.shape[2] // 2 + 1)
         plane = source.read((slice(0, source.shape[0]), slice(0, source.shape[1]), middle_planes))
         warn_of_content(job.source, plane, dtype == "same" and source.header.dtype.kind in "iu")
-        offset, scale = source.robust_range(*denoiser.percentiles)
+        offset, scale = in_fixed_range(source.robust_range(*denoiser.percentiles), denoiser.fixed_range)
         constant = scale == 0
         if constant:
             logger.warning("%s is constant and is written unchanged", job.source)

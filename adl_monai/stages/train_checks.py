@@ -175,4 +175,10 @@ _RANGES = {
         lambda value: 0 <= value[0] < value[1] <= 100,
         "two numbers that rise, from 0 to 100, such as [0.5, 99.5]",
     ),
+    "intensity_range": (
+        lambda value: (
+            isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1]
+        ),
+        "two numbers that rise, in the unit of the scans, such as [-1024, 3071]",
+    ),
 }

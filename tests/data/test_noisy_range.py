@@ -47,6 +47,16 @@ def test_both_move_together_so_that_the_noise_stays_the_noise():
     assert abs(noise.mean() * scale) < 0.005
 
 
+def test_a_fixed_range_is_not_that_of_the_noisy_image():
+    clean = clean_volume()
+    steps = chain("gaussian", 0.1, (24, 24, 24))
+    steps.transforms = (*steps.transforms[:-1], RandNoisyRanged(["image", "label"], fixed=True))
+    case = steps.set_random_state(seed=1)({"image": clean})
+    noise = torch.as_tensor(case["image"] - case["label"])
+    assert noise.std() == pytest.approx(0.1, rel=0.05)
+    assert set(case) == {"image", "label", "degrade"}
+
+
 def test_pairs_and_constant_images_pass():
     pair = {"image": torch.rand(1, 8, 8), "label": torch.rand(1, 8, 8)}
     steps = [SampledIntensitiesd(), CleanAsLabeld(), RandDegraded(record=True), RandNoisyRanged(["image", "label"])]

@@ -4,7 +4,7 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, Flipd, Invertd, SpatialPadd
 
-from adl_monai.data.normalization import RobustNormalized, denormalize, normalize, robust_range
+from adl_monai.data.normalization import RobustNormalized, denormalize, in_fixed_range, normalize, robust_range
 from adl_monai.errors import ScanFileError
 
 ODD = (1, 7, 13, 5)
@@ -94,6 +94,28 @@ def test_constant_image_is_signalled_and_maps_to_zero():
 def test_values_without_a_finite_range_are_refused(bad):
     with pytest.raises(ScanFileError, match="not finite"):
         robust_range(torch.full((1, 4, 4), bad))
+
+
+def test_a_fixed_range_maps_all_images_alike_and_back():
+    images = {"image": scan(scale=300.0), "label": scan(seed=1, scale=3.0)}
+    case = RobustNormalized(["image", "label"], fixed=(-1024, 3071))(images)
+    for key, image in images.items():
+        torch.testing.assert_close(torch.as_tensor(case[key]), (image + 1024) / 4095)
+    assert in_fixed_range((3.0, 5.0), None) == (3.0, 5.0)
+    assert in_fixed_range((3.0, 0.0), (0, 255)) == (3.0, 0.0)  # a constant image
+    assert in_fixed_range((3.0, 1000.0), (0, 255)) == (0.0, 255.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 65535.0])
+def test_another_unit_than_that_of_the_fixed_range_is_refused(scale):
+    with pytest.raises(ScanFileError, match=f"between 0 and {scale:.6g}, but .* between 0 and 255; convert"):
+        in_fixed_range((0.0, scale), (0, 255))
+
+
+@pytest.mark.parametrize("fixed", [(255, 0), (0, 0), (0, float("inf"))])
+def test_what_is_no_fixed_range_is_refused(fixed):
+    with pytest.raises(ValueError, match="two finite numbers that rise"):
+        RobustNormalized("image", fixed=fixed)
 
 
 def test_wrong_percentiles_and_empty_images_are_refused():

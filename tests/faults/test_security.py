@@ -110,6 +110,8 @@ CONFIGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"tile": [7, 7, 7]}, ["tile", "not usable"]),
     ({"overlap": "much"}, ["not usable"]),
     ({"intensity_percentiles": [99, 1]}, ["must rise", "not usable"]),
+    ({"intensity_range": [255, 0]}, ["numbers that rise", "not usable"]),
+    ({"intensity_range": "$CODE"}, ["plain values"]),
 ]
 
 

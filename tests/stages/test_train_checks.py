@@ -33,6 +33,8 @@ from tests.conftest import TINY, TINY_2D
         ("seed", "abc", "seed is 'abc'; expected a number"),
         ("max_epochs", 1.5, "max_epochs is 1.5; expected a whole number"),
         ("intensity_percentiles", [50, 40], r"intensity_percentiles is \[50, 40\]; expected two numbers that rise"),
+        ("intensity_range", [3071, -1024], r"intensity_range is \[3071, -1024\]; expected two numbers that rise"),
+        ("intensity_range", 255, "intensity_range is 255; expected two numbers that rise, in the unit of the scans"),
         ("cache_rate", 2, "cache_rate is 2; expected a share from 0 to 1"),
         ("patches_per_epoch", 3, "patches_per_epoch is 3 and batch_size 4"),
         ("deterministic", "maybe", "deterministic is 'maybe'; expected True or False"),

@@ -63,6 +63,7 @@ class RandNoisyRanged(RandomizableTransform, MapTransform):
         upper: percentile mapped to 1.
         jitter: share of the patches that are moved: by up to 0.4 either way, and stretched by up to the root of 2.
         allow_missing_keys: skip keys that a case does not have.
+        fixed: keep the range: images have a fixed one, which noise does not change.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class RandNoisyRanged(RandomizableTransform, MapTransform):
         upper: float = 99.5,
         jitter: float = 0.0,
         allow_missing_keys: bool = False,
+        fixed: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, jitter)
         self.lower = lower
         self.upper = upper
+        self.fixed = fixed
         self.move = (0.0, 1.0)
 
     def randomize(self, data: Any = None) -> None:
@@ -91,7 +94,7 @@ class RandNoisyRanged(RandomizableTransform, MapTransform):
         case = dict(data)
         sample, record = case.pop(SAMPLE), case.pop("degradation")
         offset, scale = 0.0, 1.0
-        if record["kind"] != "none":
+        if record["kind"] != "none" and not self.fixed:
             degradation = Degradation(record["kind"], record["sigma"], record["seed"] ^ OTHER_SEED)
             offset, scale = robust_range(degradation.apply(sample), self.lower, self.upper)
         shift, stretch = self.move
