@@ -114,6 +114,7 @@ def power_spectrum(degradation: Degradation, shape: tuple[int, ...]) -> np.ndarr
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as they are written to ``quality.json``."""
     rows = []
+    grey = options.range or 1
     models: dict[tuple[str, int], Any] = {}
     for name, clean in clean_images(options.manifest, options.split, options.crop, options.range):
         methods: dict[str, Method] = {"noisy": lambda noisy, sigma: noisy}
@@ -127,7 +128,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     model, device=options.device, precision=options.precision, ensemble=ensemble
                 )
             label = model if ensemble == 1 else f"{model}, {ensemble} mirror images"
-            methods[label] = lambda noisy, sigma, key=key: denoise(noisy, models[key])
+            # In grey values, which is what models with a range of their own know.
+            methods[label] = lambda noisy, sigma, key=key: denoise(noisy * grey, models[key]) / grey
         for spec in options.noise:
             kind, level, sigma = parse_noise(spec)
             degradation = Degradation(kind, sigma, case_seed(options.seed, name))

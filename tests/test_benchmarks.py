@@ -76,6 +76,17 @@ def test_every_method_gets_the_same_noisy_image_and_a_line_in_the_table(tmp_path
     assert "adl3d" in lines[0]
 
 
+def test_models_see_grey_values_where_the_range_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(quality, "denoise", lambda noisy, model: seen.append(noisy) or noisy)
+    options = quality_options(tmp_path, model=["adl3d"], peers=[], noise=["gaussian:25/255"], range=255.0)
+    rows = quality.run(options)["rows"]
+    (_, clean), *_ = quality.clean_images(options.manifest, "test", 32, 255.0)
+    assert np.std(seen[0] - 255 * clean) == pytest.approx(25, rel=0.02)
+    noisy, model = rows[:2]
+    assert model["psnr"] == pytest.approx(noisy["psnr"], abs=1e-4)
+
+
 def test_correlated_noise_is_told_by_its_spectrum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, list[Any]] = {"BM4D": [], "TV": []}
 
