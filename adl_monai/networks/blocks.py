@@ -3,7 +3,7 @@
 No convolution carries a bias by default, as in the paper. Without normalisation (``norm=None``) that makes a network
 positively homogeneous: scaling the image by a > 0 scales the output by a, which is why bias-free denoisers carry over
 to noise levels they were not trained on (Mohan et al., 2020, arXiv 1906.05478). With ``bias=True``, convolutions wider
-than one voxel have one, 0 at first: those of one, which stand beside or behind them, could add nothing.
+than one voxel have one, 0 at first: those of one, which stand beside or behind them, would add next to nothing.
 """
 
 import math
