@@ -261,7 +261,7 @@ def held(name):
     return int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 for cut in (1, 2):
-    denoiser = SimpleNamespace(percentiles=(0.5, 99.5), network=None, inferer=Inferer(cut))
+    denoiser = SimpleNamespace(percentiles=(0.5, 99.5), fixed_range=None, network=None, inferer=Inferer(cut))
     for name in sys.argv[1:]:
         source = Path(name)
         Path("/proc/self/clear_refs").write_text("5")
