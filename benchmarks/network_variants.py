@@ -59,7 +59,7 @@ class NoiseLevelUNet(EfficientUNet):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         keys = ("spatial_dims", "in_channels", "filters", "norm", "act")
-        self.encoder = LevelEncoder(*[arguments[key] for key in keys])
+        self.encoder = LevelEncoder(*[arguments[key] for key in keys], arguments.get("bias", False))
 
 
 class BiasedUNet(EfficientUNet):

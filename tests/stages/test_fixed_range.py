@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from PIL import Image
 
 import adl_monai
@@ -83,6 +84,29 @@ def test_an_image_in_another_unit_is_refused(tmp_path: Path, factor: float) -> N
     model = model_of_hounsfield_units(tmp_path / "model", 3)
     with pytest.raises(ScanFileError, match=r"the model is for images whose values are between -1024 and 3071; conv"):
         adl_monai.denoise(chest().astype(np.float32) * factor, model)
+
+
+def test_real_pairs_are_measured_on_the_fixed_scale(tmp_path: Path) -> None:
+    model, image = model_of_hounsfield_units(tmp_path / "model", 3), chest()
+    clean = (image // 3).astype(np.int16)
+    for name, array in (("image", image), ("label", clean)):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii")
+    case = {"image": str(tmp_path / "image.nii"), "label": str(tmp_path / "label.nii")}
+    (tmp_path / "pairs.json").write_text(json.dumps({"name": "p", "training": [], "validation": [], "test": [case]}))
+    options: dict[str, Any] = {"model": model, "precision": "fp32", "ensemble": 1, "noise_floor": "remove"}
+    row, *_ = evaluate(tmp_path / "pairs.json", tmp_path / "metrics.json", **options)
+    errors = (on_the_fixed_scale(image, model, 3) - clean) / (HIGH - LOW)
+    assert row["psnr"] == pytest.approx(-10 * np.log10(np.mean(errors**2)), abs=0.02)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("fixed", [None, [LOW, HIGH]])
+def test_validation_keeps_the_fixed_scale(spatial_dims: int, fixed: list[float] | None) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(shipped_bundle(spatial_dims) / "configs" / "train.json"))
+    parser["intensity_range"] = fixed
+    inferer = parser.get_parsed_content("validate#inferer")
+    assert inferer.percentiles == ((0.5, 99.5) if fixed is None else None)
 
 
 def test_a_constant_image_comes_back(tmp_path: Path) -> None:
