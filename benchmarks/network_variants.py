@@ -62,16 +62,6 @@ class NoiseLevelUNet(EfficientUNet):
         self.encoder = LevelEncoder(*[arguments[key] for key in keys], arguments.get("bias", False))
 
 
-class BiasedUNet(EfficientUNet):
-    """The network with a bias in every convolution, 0 at first. Arguments as ``EfficientUNet``."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-                layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
-
-
 class SpaceToDepthUNet(nn.Module):
     """The network at half size, on 2^dims channels that hold all voxels. Arguments as ``EfficientUNet``.
 
@@ -98,7 +88,7 @@ class SpaceToDepthUNet(nn.Module):
         return [full, half, self.halve(half)]
 
 
-VARIANTS = {"bias": BiasedUNet, "level": NoiseLevelUNet, "space-to-depth": SpaceToDepthUNet}
+VARIANTS = {"level": NoiseLevelUNet, "space-to-depth": SpaceToDepthUNet}
 
 
 if __name__ == "__main__":
