@@ -20,6 +20,7 @@ from adl_monai.bundle import shipped_bundle
 from adl_monai.data.noise import KINDS
 from adl_monai.data.noise_field import level_map, random_transfer
 from adl_monai.inferers.unet_stream import can_roll
+from adl_monai.networks.efficient_unet import EfficientUNet
 from tests.conftest import TINY, generated_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -356,6 +357,17 @@ def test_the_noise_level_is_read_off_the_image() -> None:
     levels = torch.tensor([0.03, 0.1]).view(2, 1, 1, 1, 1)
     noisy = ramp + levels * torch.randn(ramp.shape, generator=generator)
     torch.testing.assert_close(network_variants.noise_level(noisy), levels, rtol=0.03, atol=0.0)
+
+
+@pytest.mark.parametrize("variant", network_variants.VARIANTS.values())
+def test_a_variant_has_the_biases_of_the_network(variant: Any) -> None:
+    arguments = {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, "filters": [8, 8, 16, 16], "norm": None}
+    arguments |= {"act": "relu", "head": "residual", "content_enhancer": False}
+
+    def biases(network: torch.nn.Module) -> list[str]:
+        return [name.removeprefix("inner.") for name, _ in network.named_parameters() if name.endswith("bias")]
+
+    assert biases(variant(**arguments, bias=True)) == biases(EfficientUNet(**arguments, bias=True)) != []
 
 
 @pytest.mark.parametrize("variant", network_variants.VARIANTS.values())
